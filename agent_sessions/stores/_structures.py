@@ -197,10 +197,10 @@ class Places:
         place = (active_at, id)
         if not self._order or self._order[-1] < place:
             self._order.append(place)
-        else:
-            insort(self._order, place)
+        elif self._order[at := bisect_left(self._order, place)] != place:
+            self._order.insert(at, place)
         if len(self._order) > 2 * len(self._stamps) + 64:
-            self._order = list(dict.fromkeys(place for place in self._order if self._stamps.get(place[1]) == place[0]))
+            self._order = [place for place in self._order if self._stamps.get(place[1]) == place[0]]
 
     def remove(self, id: str) -> None:
         """Take an id out."""
@@ -208,9 +208,8 @@ class Places:
 
     def newest_first(self, before: tuple[int, str] | None) -> Iterator[str]:
         """The ids, the most recently active first, after the place where a page ended."""
-        order, previous = self._order, None
+        order = self._order
         for index in range((len(order) if before is None else bisect_left(order, before)) - 1, -1, -1):
-            place = order[index]
-            if place != previous and self._stamps.get(place[1]) == place[0]:
-                yield place[1]
-            previous = place
+            active_at, id = order[index]
+            if self._stamps.get(id) == active_at:
+                yield id
