@@ -1,0 +1,406 @@
+"""The configuration: environment variables `AK_SESSION__*` over the `session` section of a YAML file.
+
+`Settings.load()` reads both when it is called and keeps nothing global; `Settings(type="redis")` takes keywords and
+reads neither. A name that does not exist is an error that says which one was probably meant; it is never ignored.
+An empty variable (or a YAML key that is empty or null) counts as not set.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from datetime import timedelta
+from importlib.metadata import entry_points
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeAlias
+from urllib.parse import SplitResult, parse_qsl, unquote, urlsplit
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    SecretStr,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
+from pydantic.fields import FieldInfo
+from pydantic_settings import BaseSettings, EnvSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
+
+from agent_sessions.errors import InvalidError
+
+PREFIX = "AK_SESSION__"
+CONFIG_PATH_VARIABLE = "AK_CONFIG_PATH_OVERRIDE"
+STORE_GROUP = "agent_sessions.stores"
+
+_A_CENTURY_S = 3_155_760_000
+_DOTTED_PATH = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*[.:][^\W\d]\w*")
+_HAS_SESSION_SECTION = re.compile(r"""^["']?session["']?\s*:""", re.MULTILINE)
+
+
+def store_names() -> list[str]:
+    """The store names that `AK_SESSION__TYPE` takes: those installed under the entry point group of stores."""
+    return sorted({entry_point.name for entry_point in entry_points(group=STORE_GROUP)})
+
+
+def _known_store(name: str) -> str:
+    names = store_names()
+    if name in names or _DOTTED_PATH.fullmatch(name):
+        return name
+    raise ValueError(
+        f"there is no such store: choose {', '.join(names)}, or name a class of yours as package.module:Class"
+        + _nearest(name, names)
+    )
+
+
+def _number(value: object) -> object:
+    if isinstance(value, bool):
+        raise ValueError("a number is expected, not true or false")
+    return value
+
+
+Count: TypeAlias = Annotated[int, BeforeValidator(_number), Field(ge=0)]
+TtlSeconds: TypeAlias = Annotated[int, BeforeValidator(_number), Field(ge=0, le=_A_CENTURY_S)]
+Seconds: TypeAlias = Annotated[float, BeforeValidator(_number), Field(allow_inf_nan=False)]
+StoreType: TypeAlias = Annotated[str, AfterValidator(_known_store)]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, hide_input_in_errors=True)
+
+
+class CacheSettings(_Section):
+    """The cache of this process. It is always checked against the store's version, so it is never stale."""
+
+    size: Count = 256
+    """Sessions kept, the least recently used leaves first. 0 switches the cache off."""
+
+    max_bytes: Count = 64 * 1024 * 1024
+    """Bytes kept in all. 0 switches the cache off. The default is 64 MiB."""
+
+
+class RedisSettings(_Section):
+    """Redis or Valkey, for `AK_SESSION__TYPE` `redis` and `valkey`.
+
+    A password inside the URL is moved to `password`, so `url` is safe to show. `valkey://` and `valkeys://` are read
+    as `redis://` and `rediss://`.
+    """
+
+    ssl: bool = False
+    """Use TLS also where the URL says `redis://`. `rediss://` uses it anyway."""
+
+    url: str = Field("redis://localhost:6379", validate_default=True, json_schema_extra={"secret": True})
+    """Where the server is: `redis://[user[:password]@]host[:port][/database]`, `rediss://...` with TLS, or
+    `unix://[user[:password]@]/path/to/socket`. Percent-encode what is special in a password."""
+
+    password: SecretStr | None = None
+    """The password, in place of one in the URL. Never shown."""
+
+    prefix: str = Field("ak:sessions:", max_length=128, pattern=r"^[^\s{}\x00-\x1f\x7f]+$")
+    """What every key starts with: 1 to 128 characters, without braces and white space."""
+
+    ttl: TtlSeconds | None = None
+    """Seconds, 0 to a century (0 = kept for ever), in place of `AK_SESSION__TTL` where the store is `redis` or
+    `valkey`."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _move_the_password_out_of_the_url(cls, data: Any) -> Any:
+        if not (isinstance(data, Mapping) and isinstance(data.get("url"), str)):
+            return data
+        try:
+            parts = urlsplit(data["url"])
+        except ValueError:
+            return data  # the URL's own check reports it
+        if parts.password is None:
+            return data
+        place = parts.netloc.rpartition("@")[2]
+        netloc = f"{parts.username}@{place}" if parts.username else place
+        password = data.get("password")
+        return {
+            **data,
+            "url": parts._replace(netloc=netloc).geturl(),
+            "password": unquote(parts.password) if password is None else password,
+        }
+
+    @field_validator("url")
+    @classmethod
+    def _a_server_url(cls, url: str, info: ValidationInfo) -> str:
+        try:
+            parts = urlsplit(url)
+            problem = _url_problem(parts)
+        except ValueError:  # its message would quote the URL
+            problem = "the host or the port can't be read"
+        if problem:
+            raise ValueError(f"{problem}: expected redis://[user[:password]@]host[:port][/database]")
+        scheme = parts.scheme.replace("valkey", "redis")
+        if info.data.get("ssl") and scheme == "redis":
+            scheme = "rediss"
+        return f"{scheme}{url[len(parts.scheme) :]}"
+
+
+class TurnSettings(_Section):
+    """How a turn takes its session, and what a second turn on the same session does."""
+
+    on_busy: Literal["enqueue", "reject"] = "enqueue"
+    """What a turn does while another one has the session: `enqueue` waits for it in order of arrival, `reject` fails
+    at once with `SESSION_BUSY`."""
+
+    wait_s: Annotated[Seconds, Field(ge=0, le=86_400)] = 60.0
+    """Seconds that a turn waits for its session before it fails with `SESSION_BUSY`: 0 to 86400."""
+
+    lease_s: Annotated[Seconds, Field(ge=0.1, le=3600)] = 30.0
+    """Seconds that a running turn holds its session without renewing, so the longest delay after its process died:
+    0.1 to 3600. Renewal is automatic while the turn runs."""
+
+
+class Settings(BaseSettings):
+    """All settings. Frozen; a secret is in no `repr`.
+
+    By keyword a wrong value is pydantic's `ValidationError`; from outside, through `load`, it is an `InvalidError`
+    with the code `INVALID_SETTING` and the variable's name in `field`.
+    """
+
+    model_config = SettingsConfigDict(
+        env_prefix=PREFIX,
+        env_nested_delimiter="__",
+        env_ignore_empty=True,
+        frozen=True,
+        validate_default=False,
+        extra="forbid",
+        use_attribute_docstrings=True,
+        hide_input_in_errors=True,
+    )
+
+    type: StoreType = "in_memory"
+    """The store: `in_memory`, `redis`, `valkey`, the name of another installed one, or the dotted path of a class of
+    your own, `package.module:Class`."""
+
+    ttl: TtlSeconds = 604_800
+    """Seconds since its last activity after which a session is gone, 0 to a century. 0 = kept for ever. The default
+    is seven days."""
+
+    cache: CacheSettings = Field(default_factory=CacheSettings)
+    """The cache of this process."""
+
+    redis: RedisSettings = Field(default_factory=RedisSettings)
+    """Redis or Valkey."""
+
+    turn: TurnSettings = Field(default_factory=TurnSettings)
+    """Turns: waiting and leases."""
+
+    @property
+    def session_ttl(self) -> timedelta | None:
+        """The TTL in force for the store of this `type`; None = kept for ever."""
+        own = self.redis.ttl if self.type in ("redis", "valkey") else None
+        seconds = self.ttl if own is None else own
+        return timedelta(seconds=seconds) if seconds else None
+
+    @classmethod
+    def load(cls) -> Settings:
+        """Read the environment, and under it the YAML file, now.
+
+        The file is the one that `AK_CONFIG_PATH_OVERRIDE` names, else `config.yaml` in the working directory if there
+        is one. Only its `session` section is looked at.
+
+        Raises:
+            InvalidError: `INVALID_SETTING`: a name that does not exist, a wrong value, or a file that can't be read.
+                Its `field` is the variable, or the key as `session.redis.url`.
+        """
+        _check_variables(os.environ)
+        file, section = _read_config_file()
+        environment = EnvSettingsSource(cls)()
+        try:
+            return cls(**_merged(section, environment))
+        except ValidationError as error:
+            raise _wrong_value(error, environment, file) from None
+
+    @classmethod
+    def variables(cls) -> dict[str, Variable]:
+        """Every setting by the name of its environment variable, for the reference and for tools."""
+        return {variable.name: variable for variable in _variables(cls, ())}
+
+    @classmethod
+    def settings_customise_sources(
+        cls, settings_cls: _SettingsClass, init_settings: PydanticBaseSettingsSource, *_: Any, **__: Any
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Keywords only: what is outside comes in through `load`."""
+        return (init_settings,)
+
+
+_SettingsClass: TypeAlias = type[BaseSettings]
+
+
+@dataclass(frozen=True)
+class Variable:
+    """One setting, as the reference shows it."""
+
+    name: str
+    """The environment variable: `AK_SESSION__REDIS__URL`."""
+    path: tuple[str, ...]
+    """Where it is in `Settings` and under the `session` section of the YAML file: `("redis", "url")`."""
+    default: object
+    description: str
+    """What it does, with unit and range."""
+    secret: bool
+    """Whether its value may hold a password, so that nothing shows it."""
+
+
+def _variables(model: type[BaseModel], path: tuple[str, ...]) -> Iterator[Variable]:
+    for name, field in model.model_fields.items():
+        here = (*path, name)
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            yield from _variables(field.annotation, here)
+        else:
+            yield Variable(
+                name=PREFIX + "__".join(here).upper(),
+                path=here,
+                default=field.default,
+                description=" ".join((field.description or "").split()),
+                secret=_is_secret(field),
+            )
+
+
+def _is_secret(field: FieldInfo) -> bool:
+    marked = isinstance(field.json_schema_extra, dict) and bool(field.json_schema_extra.get("secret"))
+    return marked or "SecretStr" in str(field.annotation)
+
+
+def _url_problem(parts: SplitResult) -> str | None:
+    """What is wrong with a server URL, in words that quote nothing of it. Raises ValueError where even that is odd."""
+    if parts.scheme not in ("redis", "rediss", "valkey", "valkeys", "unix"):
+        return "the URL must start with redis://, rediss://, valkey://, valkeys:// or unix://"
+    if parts.fragment or "@" in parts.path + parts.query:
+        return "the URL has a #, a / or a ? inside the user or the password, which must be percent-encoded"
+    if any(name == "password" for name, _ in parse_qsl(parts.query, keep_blank_values=True)):
+        return "the URL has a password among its options; it belongs in AK_SESSION__REDIS__PASSWORD"
+    if parts.scheme == "unix":
+        return None if len(parts.path) > 1 else "the URL names no socket"
+    if not parts.hostname or parts.port == 0:
+        return "the URL names no host, or port 0"
+    return None if re.fullmatch(r"/?\d*", parts.path) else "the database is not a number"
+
+
+def _check_variables(names: Iterable[str]) -> None:
+    known = Settings.variables()
+    single_underscores = {re.sub("_+", "_", name): name for name in known}
+    seen: dict[str, str] = {}
+    for name in sorted(names):
+        upper = name.upper()
+        if upper in known:
+            if upper in seen:
+                raise InvalidError("SETTING", f"{seen[upper]} and {name} are the same; set one of them", field=name)
+            seen[upper] = name
+        elif upper.startswith(PREFIX):
+            raise _unknown(name, name, PREFIX, known)
+        elif meant := single_underscores.get(re.sub("_+", "_", upper)):
+            raise InvalidError("SETTING", f"{name} is not a setting; did you mean {meant}?", field=name)
+
+
+def _read_config_file() -> tuple[Path, dict[str, Any]]:
+    """The file, and its `session` section without what is empty."""
+    override = os.environ.get(CONFIG_PATH_VARIABLE)
+    file = Path(override or "config.yaml")
+    if not override and not file.is_file():
+        return file, {}
+    try:
+        text = file.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
+        raise InvalidError("SETTING", f"{file} can't be read: {reason}", field=CONFIG_PATH_VARIABLE) from None
+    # A config.yaml of another tool may be anything: several documents, tags of its own, a template.
+    if not override and not _HAS_SESSION_SECTION.search(text):
+        return file, {}
+    section = _session_section(text, file)
+    return file, _checked(section, (), {variable.path for variable in Settings.variables().values()}, file)
+
+
+def _session_section(text: str, file: Path) -> Mapping[Any, Any]:
+    import yaml
+
+    try:
+        document = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)  # the error's own text quotes the file
+        place = f", line {mark.line + 1}" if mark else ""
+        raise InvalidError("SETTING", f"{file}{place}: this can't be read as YAML", field="session") from None
+    section = document.get("session") if isinstance(document, Mapping) else None
+    if section is None:
+        return {}
+    if not isinstance(section, Mapping):
+        raise InvalidError("SETTING", f"session in {file} must be a mapping of settings", field="session")
+    return section
+
+
+def _checked(
+    section: Mapping[Any, Any], path: tuple[str, ...], keys: set[tuple[str, ...]], file: Path
+) -> dict[str, Any]:
+    """The section without what is empty. A key that does not exist is an error, empty or not."""
+    checked: dict[str, Any] = {}
+    for key, value in section.items():
+        here = (*path, str(key))
+        is_section = any(known[: len(here)] == here for known in keys - {here})
+        if is_section and isinstance(value, Mapping):
+            checked[str(key)] = _checked(value, here, keys, file)
+        elif not is_section and here not in keys:
+            raise _unknown(_key(here), f"{_key(here)} in {file}", "session.", [_key(known) for known in sorted(keys)])
+        elif value is not None and value != "":
+            checked[str(key)] = value
+    return checked
+
+
+def _key(path: tuple[str, ...]) -> str:
+    return ".".join(("session", *path))
+
+
+def _merged(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
+    merged = dict(below)
+    for key, value in above.items():
+        lower = merged.get(key)
+        if isinstance(lower, Mapping) and isinstance(value, Mapping):
+            merged[key] = _merged(lower, value)
+        else:
+            merged[key] = value
+    return merged
+
+
+def _unknown(field: str, what: str, prefix: str, names: Iterable[str]) -> InvalidError:
+    remedy = _nearest(field, names, prefix) or f". There are: {', '.join(names)}"
+    return InvalidError("SETTING", f"{what} is not a setting{remedy}", field=field)
+
+
+def _nearest(name: str, names: Iterable[str], prefix: str = "") -> str:
+    """The remedy for a misspelt name. The prefix, which all have, must not make them alike."""
+    bare = {known.removeprefix(prefix).lower(): known for known in names}
+    found = difflib.get_close_matches(name.lower().removeprefix(prefix.lower()), bare, n=1, cutoff=0.5)
+    return f"; did you mean {bare[found[0]]}?" if found else ""
+
+
+def _wrong_value(error: ValidationError, environment: Mapping[str, Any], file: Path) -> InvalidError:
+    """The first wrong value: where it was set, what was expected, and the value itself if it can't be a secret."""
+    first = error.errors(include_url=False, include_context=False)[0]
+    path = tuple(str(part) for part in first["loc"])
+    variable = next((known for known in Settings.variables().values() if known.path == path), None)
+    from_environment = variable is not None and _has(environment, path)
+    name = variable.name if variable and from_environment else _key(path)
+    given = str(first["input"])
+    shown = "" if variable is None or variable.secret or "@" in given or "://" in given else f" ({given!r:.60})"
+    message = first["msg"].removeprefix("Value error, ")
+    explains_itself = first["type"] == "value_error"  # one of ours
+    expected = f". Expected: {variable.description}" if variable and not explains_itself else ""
+    where = "" if from_environment else f" in {file}"
+    return InvalidError("SETTING", f"{name}{where} is wrong{shown}: {message}{expected}", field=name)
+
+
+def _has(values: Any, path: tuple[str, ...]) -> bool:
+    for part in path:
+        if not isinstance(values, Mapping) or part not in values:
+            return False
+        values = values[part]
+    return True
