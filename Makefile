@@ -35,7 +35,7 @@ lint:
 
 docs:
 	@scripts/setup.sh docs
-	@$(PYTHON_BIN)/python -m mkdocs build --quiet --strict $(ARGS)
+	@NO_MKDOCS_2_WARNING=1 $(PYTHON_BIN)/python -m mkdocs build --quiet --strict $(ARGS)
 	@echo "docs: site/index.html"
 
 setup:
