@@ -1,0 +1,72 @@
+"""The one background thread: it carries the store I/O of the sync surface and the renewal of leases, no user code."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import threading
+from collections.abc import Awaitable, Callable
+from typing import Any, TypeVar
+
+import anyio
+from anyio.from_thread import BlockingPortal
+
+T = TypeVar("T")
+
+_lock = threading.Lock()
+_portal: BlockingPortal | None = None
+
+
+def portal() -> BlockingPortal:
+    """The portal into the background thread's event loop; the thread starts at first use and ends with the process."""
+    global _portal
+    if _portal is None:
+        with _lock:
+            if _portal is None:
+                _portal = _start()
+    return _portal
+
+
+def _start() -> BlockingPortal:
+    started = threading.Event()
+    made: list[BlockingPortal] = []
+
+    async def serve() -> None:
+        async with BlockingPortal() as served:
+            made.append(served)
+            started.set()
+            await served.sleep_until_stopped()
+
+    threading.Thread(target=anyio.run, args=(serve,), name="agent-sessions", daemon=True).start()
+    started.wait()
+    return made[0]
+
+
+def call(function: Callable[..., Awaitable[T]], *args: Any) -> T:
+    """Run one of the library's own coroutine functions in the background thread and wait for it."""
+    return portal().call(function, *args)
+
+
+async def uncancelled(work: Awaitable[T]) -> T:
+    """Await something to its end even if this task is cancelled meanwhile; the cancellation is raised then."""
+    task = asyncio.ensure_future(work)
+    try:
+        return await asyncio.shield(task)
+    except asyncio.CancelledError:
+        with anyio.CancelScope(shield=True):
+            while not task.done():
+                try:
+                    await asyncio.wait({task})
+                except asyncio.CancelledError:
+                    continue
+        if not task.cancelled():
+            task.exception()  # seen: the cancellation is what the caller gets
+        raise
+
+
+def _after_fork() -> None:
+    global _portal, _lock
+    _portal, _lock = None, threading.Lock()
+
+
+os.register_at_fork(after_in_child=_after_fork)

@@ -1,0 +1,399 @@
+"""Opening sessions: turns, snapshots, and what a person needs when one is stuck."""
+
+from __future__ import annotations
+
+import asyncio
+import copy
+import logging
+import secrets
+import threading
+import time
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
+from typing import Any, Self
+
+from .background import uncancelled
+from .errors import (
+    ForbiddenError,
+    InvalidError,
+    SessionBusyError,
+    SessionError,
+    SessionNotFoundError,
+)
+from .identifiers import DEFAULT_TENANT, check_id, check_name
+from .record import LockInfo, SessionRecord, lock_info, record_of
+from .session import Session, enter_session, joined_session, leave_session
+from .settings import Settings
+from .stores import open_store
+from .stores.base import CommitStatus, Key, LeaseWanted, Opened, Part, Store, Version, Wanted
+from .telemetry import Observation, observed_turn
+from .turns.cache import ImageCache
+from .turns.image import Image
+from .turns.leases import LeaseKeeper, new_owner
+from .turns.turn import CommitMode, Turn
+
+logger = logging.getLogger("agent_sessions")
+
+LogsWanted = Mapping[tuple[str, str], int | None]
+"""Logs to load when a session is opened: (namespace, name) → how many items from the end, None for all."""
+
+_LONGEST_NAP_S = 1.0
+"""A waiting turn asks again at least so often: that keeps its place in the queue."""
+
+
+class SessionManager:
+    """Opens sessions of one tenant in one store.
+
+    `SessionManager.from_env()` is the process's shared one, configured by `AK_SESSION__*`. `SessionManager(store)`
+    stands alone.
+
+    Args:
+        store: Where sessions are kept. It is the caller's to close. None: the one that the settings name.
+        settings: Turns, TTL and cache. None: the defaults.
+        tenant_id: The tenant of every session that this manager reaches.
+    """
+
+    def __init__(
+        self, store: Store | None = None, *, settings: Settings | None = None, tenant_id: str = DEFAULT_TENANT
+    ) -> None:
+        self.settings = settings or Settings()
+        self.store = store or open_store(self.settings)
+        self.tenant_id = check_id(tenant_id, "tenant_id")
+        self._owns_store = store is None
+        self.lease_ms = round(self.settings.turn.lease_s * 1000)
+        ttl = self.settings.session_ttl
+        self.ttl_ms = None if ttl is None else round(ttl.total_seconds() * 1000)
+        self._cache = ImageCache(self.settings.cache.size, self.settings.cache.max_bytes)
+        self.leases = LeaseKeeper(self.store, self.lease_ms)
+
+    @classmethod
+    def from_env(cls) -> SessionManager:
+        """The manager that everything configured from the environment shares, as the environment is now.
+
+        It lives as long as the process: closing it closes connections, and forgets nothing.
+        """
+        settings = Settings.load()
+        with _shared_lock:
+            manager = _shared.get(settings)
+            if manager is None:
+                manager = _shared[settings] = cls(settings=settings)
+                manager._owns_store = False
+            return manager
+
+    def for_tenant(self, tenant_id: str) -> SessionManager:
+        """The same manager for another tenant's sessions. One tenant's manager can't reach another's."""
+        other = copy.copy(self)
+        other.tenant_id = check_id(tenant_id, "tenant_id")
+        other._owns_store = False
+        return other
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.aclose()
+
+    async def aclose(self) -> None:
+        """Close the connections that this manager opened. What is stored stays, also in memory."""
+        await (self.store.aclose() if self._owns_store else self.store.detach())
+
+    # ------------------------------------------------------------------------------------------------ turns
+
+    @asynccontextmanager
+    async def open(
+        self,
+        session: str | Session,
+        *,
+        create: bool = True,
+        user_id: str | None = None,
+        metadata: Mapping[str, Any] | None = None,
+        commit: CommitMode = "turn",
+        wait_s: float | None = None,
+        logs: LogsWanted | None = None,
+    ) -> AsyncIterator[Session]:
+        """Run one turn on a session: what is changed in it is stored at the end, or nothing if the block raises.
+
+        Inside a turn on the same session, also in a child task or a thread, this joins it: the same session comes
+        out, and everything is stored, or discarded, with the outer turn.
+
+        Args:
+            session: Its id, or a `Session` made by hand.
+            create: False: the session must exist.
+            user_id: The user that a new session belongs to. Of an existing one it must be the same.
+            metadata: What to merge into the record's metadata; None as a value removes a key.
+            commit: `turn`: all at the end. `step`: each write to a log or collection is stored by itself at once,
+                values with it, and what is stored stays if the block raises.
+            wait_s: Seconds to wait while another turn has the session; 0 is not at all. None: as configured.
+            logs: Logs to load with the session in the same round trip; others are loaded when first read.
+
+        Raises:
+            SessionBusyError: Another turn kept the session for longer than that.
+            SessionNotFoundError: `create=False`, and there is none; or it was deleted while the turn ran.
+            SessionConflictError: At the end: the lease was lost and another turn has changed the session.
+            ForbiddenError: It belongs to another user.
+            StoreUnavailableError: The store can't be reached.
+            CommitUnknownError: At the end: the store stopped answering; `commit_status` tells later.
+        """
+        key = self._key(session)
+        if user_id is not None:
+            check_id(user_id, "user_id")
+        joined = joined_session(self.store, key)
+        if joined is not None:
+            _check_user(key, joined.user_id, user_id)
+            _merge_metadata(joined._open_turn(), metadata)
+            yield joined
+            return
+        with observed_turn(key) as observation:
+            turn = await self._begin(key, user_id, commit, wait_s, logs or {}, create, observation)
+            observation.traffic = turn.traffic
+            async with self._running(turn, session) as opened:
+                _merge_metadata(turn, metadata)
+                yield opened
+
+    @asynccontextmanager
+    async def read(self, session: str | Session, *, logs: LogsWanted | None = None) -> AsyncIterator[Session]:
+        """Read a session as it is stored now, beside a turn that may be running on it, without its lease.
+
+        All values, and the `logs` asked for, are of one moment. A log or collection that is first read later must
+        still be of that moment, else `SessionConflictError` says so. Of an absent session everything is empty, and
+        `record` is None.
+
+        Raises:
+            StoreUnavailableError: The store can't be reached.
+        """
+        key = self._key(session)
+        turn = Turn(self.store, key, await self._load(key, logs or {}), owner=None)
+        try:
+            yield Session._of(turn)
+        finally:
+            turn.close(f"this snapshot of session {key.id!r} is over")
+
+    async def append(
+        self, session: str | Session, namespace: str, log: str, items: Sequence[Any], *, user_id: str | None = None
+    ) -> None:
+        """Add items to a session's log at once, all or none, in one round trip; a new session is made by it.
+
+        Inside a turn on that session it is part of the turn. Otherwise it waits for a turn that is running, as
+        `open` does, but not for one that only reads.
+
+        Raises:
+            SerializationError: An item can't be stored.
+            SessionBusyError: Another turn kept the session for too long.
+            StoreUnavailableError, CommitUnknownError: As in `open`.
+        """
+        key = self._key(session)
+        if joined_session(self.store, key) is None:
+            part = Part(check_name(namespace, "namespace"), check_name(log, "name"))
+            image = self._cache.get(key)
+            turn = self._turn(key, image, user_id, "turn", blind=True)
+            await turn.append_items(part, items)
+            try:
+                await turn.commit(release=True)
+            except SessionBusyError:
+                pass  # stand in the queue, below
+            else:
+                self._remember(turn)
+                return
+        async with self.open(session, user_id=user_id) as opened:
+            await opened.namespace(namespace).log(log).append(items)
+
+    # ------------------------------------------------------------------------------------------------ one session
+
+    async def get(self, session_id: str) -> SessionRecord | None:
+        """The record of a session; None if there is no such session in this tenant."""
+        key = self._key(session_id)
+        return record_of(key, await self._load(key, {}))
+
+    async def delete(self, session_id: str) -> bool:
+        """Remove a session with all its state at once; a turn that is running can't store anything any more.
+
+        Returns False if there was none.
+        """
+        key = self._key(session_id)
+        self._cache.drop(key)
+        return await self.store.delete(key, secrets.token_bytes(8))
+
+    async def lock(self, session_id: str) -> LockInfo | None:
+        """Who holds the session's lease, since when, and how many wait; None if nobody does."""
+        key = self._key(session_id)
+        opened = await self.store.open(key, wanted=Wanted(values=False))
+        return None if opened.lease is None else lock_info(key, opened.lease, opened.waiters)
+
+    async def unlock(self, session_id: str, *, force: bool) -> LockInfo | None:
+        """Break the session's lease and let the next turn in; returns who held it, or None.
+
+        What the broken turn wrote is safe to lose: its commit is refused as soon as another turn has taken over.
+
+        Args:
+            session_id: The session.
+            force: Must be True: the turn that holds the lease may well be alive.
+        """
+        if force is not True:
+            raise InvalidError("FORCE", "breaking a lease needs force=True; `lock` tells who holds it", field="force")
+        key = self._key(session_id)
+        broken = await self.store.unlock(key)
+        return None if broken is None else lock_info(key, broken, 0)
+
+    async def commit_status(self, session_id: str, commit_id: str) -> CommitStatus:
+        """Whether a commit that ended in `CommitUnknownError` is stored.
+
+        Returns `stored`, `not_stored`, or `unknown` when more than 64 commits have followed since.
+        """
+        revision, _, name = commit_id.partition("-")
+        try:
+            since, raw = Version(int(revision), b""), bytes.fromhex(name)
+        except ValueError:
+            raise InvalidError(
+                "COMMIT_ID", "commit_id must be the one that a CommitUnknownError carries", field="commit_id"
+            ) from None
+        return await self.store.commit_status(self._key(session_id), raw, since=since)
+
+    # ------------------------------------------------------------------------------------------------ inside
+
+    def _key(self, session: str | Session) -> Key:
+        if not isinstance(session, Session):
+            return Key(self.tenant_id, "session", check_id(session, "session_id"))
+        if session.tenant_id not in (self.tenant_id, DEFAULT_TENANT):
+            raise ForbiddenError(f"this manager is not for tenant {session.tenant_id!r}", field="tenant_id")
+        return Key(self.tenant_id, "session", session.id)
+
+    def _turn(
+        self, key: Key, image: Image, user_id: str | None, mode: CommitMode, *, owner: str = "", blind: bool = False
+    ) -> Turn:
+        return Turn(
+            self.store,
+            key,
+            image,
+            owner=owner or new_owner(),
+            lease_ms=self.lease_ms,
+            ttl_ms=self.ttl_ms,
+            belongs_to=user_id,
+            mode=mode,
+            blind=blind,
+        )
+
+    async def _load(self, key: Key, logs: LogsWanted) -> Image:
+        held = self._cache.get(key)
+        wanted = held.wanted(_parts(logs))
+        image = held.learned(await self.store.open(key, wanted=wanted, known=held.known), wanted)
+        self._cache.put(key, image)
+        return image
+
+    async def _begin(
+        self,
+        key: Key,
+        user_id: str | None,
+        commit: CommitMode,
+        wait_s: float | None,
+        logs: LogsWanted,
+        create: bool,
+        observation: Observation,
+    ) -> Turn:
+        owner = new_owner()
+        held = self._cache.get(key)
+        wanted = held.wanted(_parts(logs))
+        try:
+            opened = await self._take(key, owner, wanted, held, wait_s, observation)
+            image = held.learned(opened, wanted)
+            self._cache.put(key, image)
+            if image.row is None and not create:
+                raise SessionNotFoundError(f"there is no session {key.id!r}")
+            _check_user(key, image.row.belongs_to if image.row else None, user_id)
+        except BaseException:
+            await self._release(key, owner)
+            raise
+        self.leases.hold(key, owner)
+        return self._turn(key, image, user_id, commit, owner=owner)
+
+    async def _take(
+        self, key: Key, owner: str, wanted: Wanted, held: Image, wait_s: float | None, observation: Observation
+    ) -> Opened:
+        """Open with the lease, waiting in the queue while another turn has it."""
+        patience = self._patience(wait_s)
+        started = time.monotonic()
+        lease = LeaseWanted(owner, self.lease_ms, queue=False)
+        while True:
+            observation.traffic.round_trips += 1
+            opened = await self.store.open(key, wanted=wanted, known=held.known, lease=lease)
+            observation.wait_s = time.monotonic() - started
+            if opened.granted:
+                return opened
+            left = patience - observation.wait_s
+            if left <= 0:
+                raise _busy(key, opened, patience)
+            if lease.queue:
+                await self.store.wait(key, owner, min(left, _LONGEST_NAP_S))
+            lease = lease._replace(queue=True)
+
+    def _patience(self, wait_s: float | None) -> float:
+        if wait_s is None:
+            return 0.0 if self.settings.turn.on_busy == "reject" else self.settings.turn.wait_s
+        if not 0 <= wait_s < float("inf"):
+            raise InvalidError("WAIT_S", "wait_s must be a number of seconds from 0 on", field="wait_s")
+        return wait_s
+
+    @asynccontextmanager
+    async def _running(self, turn: Turn, given: str | Session) -> AsyncIterator[Session]:
+        """The turn as the current one of this context: committed at the end, or discarded."""
+        session = Session._of(turn)
+        if isinstance(given, Session):
+            given._bind(turn)
+        stored = False
+        token = enter_session(session)
+        try:
+            try:
+                yield session
+            finally:
+                leave_session(token)
+            if not await turn.commit(release=True):
+                await self._release(turn.key, turn.owner or "")
+            stored = True
+            self._remember(turn)
+        except BaseException:
+            await self._release(turn.key, turn.owner or "")
+            raise
+        finally:
+            self.leases.drop(turn.owner or "")
+            turn.close(f"the turn on session {turn.key.id!r} is over; open the session again")
+            if isinstance(given, Session):
+                given._unbind(turn, stored=stored)
+
+    def _remember(self, turn: Turn) -> None:
+        self._cache.put(turn.key, turn.image) if turn.is_certain else self._cache.drop(turn.key)
+
+    async def _release(self, key: Key, owner: str) -> None:
+        """Give the lease up as soon as possible; if the store is away, it runs out by itself."""
+        try:
+            await uncancelled(asyncio.wait_for(self.store.release(key, owner), timeout=self.lease_ms / 1000))
+        except (SessionError, TimeoutError) as error:
+            logger.warning("the lease of session %r could not be given up (%s); it will run out", key.id, error)
+
+
+_shared: dict[Settings, SessionManager] = {}
+_shared_lock = threading.Lock()
+
+
+def _parts(logs: LogsWanted) -> dict[Part, int | None]:
+    return {
+        Part(check_name(namespace, "namespace"), check_name(name, "name")): limit
+        for (namespace, name), limit in logs.items()
+    }
+
+
+def _check_user(key: Key, belongs_to: str | None, user_id: str | None) -> None:
+    if user_id is not None and belongs_to is not None and user_id != belongs_to:
+        raise ForbiddenError(f"session {key.id!r} belongs to another user", field="user_id")
+
+
+def _merge_metadata(turn: Turn, metadata: Mapping[str, Any] | None) -> None:
+    if metadata:
+        merged = {**(turn.field("metadata") or {}), **metadata}
+        turn.set_field("metadata", {name: value for name, value in merged.items() if value is not None})
+
+
+def _busy(key: Key, opened: Opened, patience: float) -> SessionBusyError:
+    who = "another turn" if opened.lease is None else f"a turn on {opened.lease.owner}"
+    return SessionBusyError(
+        f"session {key.id!r} is held by {who}, and it was not free within {patience:g} s. Wait longer (wait_s), or, "
+        f"if that turn is stuck, unlock({key.id!r}, force=True)."
+    )

@@ -1,0 +1,71 @@
+"""Which run, and which skill call, the code that asks is part of."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from datetime import UTC, datetime
+
+from msgspec import Struct
+
+from .activations import Activation, SkillCall
+
+
+class Running(Struct, eq=False):
+    """A run in progress."""
+
+    activation: Activation
+    framework: str
+    thread: str
+    parent: Running | None
+
+
+_running: ContextVar[Running | None] = ContextVar("agent_sessions_run", default=None)
+_in_skill: ContextVar[bool] = ContextVar("agent_sessions_skill", default=False)
+
+
+def current_run() -> Running | None:
+    """The innermost run that this code is part of."""
+    return _running.get()
+
+
+def is_in_skill() -> bool:
+    """Whether this code is part of a skill call of the innermost run."""
+    return _in_skill.get()
+
+
+@contextmanager
+def running(run: Running) -> Iterator[None]:
+    """Make it the innermost run of this context."""
+    run_token, skill_token = _running.set(run), _in_skill.set(False)
+    try:
+        yield
+    finally:
+        _in_skill.reset(skill_token)
+        _running.reset(run_token)
+
+
+@contextmanager
+def observed_skill(name: str) -> Iterator[None]:
+    """Record a skill call in the activation of the innermost run, if there is one."""
+    run = _running.get()
+    if run is None:
+        yield
+        return
+    call = SkillCall(name, start=datetime.now(UTC))
+    run.activation.skills.append(call)
+    token = _in_skill.set(True)
+    try:
+        yield
+        call.status = "COMPLETE"
+    except asyncio.CancelledError:
+        call.status = "CANCELLED"
+        raise
+    except BaseException:
+        call.status = "FAILED"
+        raise
+    finally:
+        call.end = datetime.now(UTC)
+        _in_skill.reset(token)

@@ -1,0 +1,236 @@
+"""One run of an agent, from its activation's start to its end."""
+
+from __future__ import annotations
+
+import asyncio
+import uuid
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any, Protocol
+
+from msgspec import Struct
+
+from ..background import uncancelled
+from ..errors import RunPausedError, SessionError, SessionNotFoundError
+from ..identifiers import check_name
+from ..manager import SessionManager
+from ..session import Session
+from ..turns.turn import CommitMode
+from .activations import Activation, Activations, ActivationStatus, bounded
+from .adapters import Adapter, Call, Outcome, Pending, adapter_for
+from .context import Running, current_run, is_in_skill, running
+
+PAUSED = "paused"
+"""The value, in the framework's namespace, that keeps paused runs by thread."""
+
+_MAX_THREAD_BYTES = 100
+
+
+@dataclass(frozen=True)
+class Run:
+    """How a run ended."""
+
+    output: Any
+    """The agent's answer; None of a paused run."""
+    session_id: str
+    activation_id: str
+    status: ActivationStatus
+    """COMPLETE or PAUSED."""
+    raw: Any = field(default=None, repr=False)
+    """The framework's own result."""
+    pending: tuple[Pending, ...] = ()
+    """The decisions that a paused run waits for."""
+
+
+class Hook(Protocol):
+    """Code around every run of a runner, inside its turn."""
+
+    async def before_run(self, call: Call) -> Outcome | None:
+        """May change the call, or answer in the agent's place."""
+        ...
+
+    async def after_run(self, call: Call, outcome: Outcome) -> Outcome:
+        """May answer something else. Hooks come in the opposite order here."""
+        ...
+
+
+class Request(Struct, kw_only=True):
+    """What a caller asks of the runner; see `Runner.run`."""
+
+    agent: Any
+    session: str | Session | None
+    input: Any
+    user_id: str | None = None
+    conversation: str | None = None
+    context: Any = None
+    metadata: Mapping[str, Any] | None = None
+    wait_s: float | None = None
+    commit: CommitMode = "turn"
+    options: dict[str, Any] = {}
+
+
+class Execution:
+    """A run inside its turn. Who opened it does the work and sets the outcome."""
+
+    outcome: Outcome
+
+    def __init__(self, adapter: Adapter, call: Call, activation: Activation, hooks: Sequence[Hook]) -> None:
+        self.adapter = adapter
+        self.call = call
+        self._activation = activation
+        self._hooks = hooks
+        self._namespace = call.session.namespace(adapter.framework)
+
+    async def work(self, run: Callable[[Call], Awaitable[Outcome]]) -> None:
+        """Run the agent, with the hooks around it."""
+        outcome: Outcome | None = None
+        for hook in self._hooks:
+            outcome = await hook.before_run(self.call)
+            if outcome is not None:
+                break
+        if outcome is None:
+            outcome = await run(self.call)
+        for hook in reversed(self._hooks):
+            outcome = await hook.after_run(self.call, outcome)
+        self.outcome = outcome
+
+    async def settle(self, *, abandon: bool) -> None:
+        """Before a new input: refuse it on a paused thread, or give the paused run up."""
+        paused = self._paused_runs().get(self.call.thread)
+        if paused is None:
+            return
+        if not abandon:
+            raise RunPausedError(
+                f"activation {paused['activation_id']} of this conversation waits for a decision: resume it with "
+                "`runner.resume(agent, session, decisions)`, or give it up with `abandon=True`"
+            )
+        await self.adapter.abandon(self.call, paused["state"])
+
+    def paused_state(self) -> Any:
+        """What the adapter kept of the thread's paused run."""
+        paused = self._paused_runs().get(self.call.thread)
+        if paused is None:
+            raise SessionNotFoundError(f"no run of agent {self.call.agent_name!r} is paused in this conversation")
+        return paused["state"]
+
+    def remember_pause(self) -> None:
+        """Keep in the session what a paused run needs, and forget what this run has settled."""
+        paused = self._paused_runs()
+        settled = paused.pop(self.call.thread, None)
+        if self.outcome.pending:
+            paused[self.call.thread] = {
+                "activation_id": self._activation.activation_id,
+                "agent_name": self._activation.agent_name,
+                "state": self.outcome.state,
+                "pending": [[one.id, one.tool, one.payload] for one in self.outcome.pending],
+            }
+        elif settled is None:
+            return
+        self._namespace.set(PAUSED, paused) if paused else self._namespace.delete(PAUSED)
+
+    def result(self) -> Run:
+        """The run as the caller gets it."""
+        return Run(
+            output=self.outcome.output,
+            session_id=self._activation.session_id,
+            activation_id=self._activation.activation_id,
+            status=self._activation.status,
+            raw=self.outcome.raw,
+            pending=self.outcome.pending,
+        )
+
+    def _paused_runs(self) -> dict[str, dict[str, Any]]:
+        return dict(self._namespace.get(PAUSED, {}))
+
+
+@asynccontextmanager
+async def executing(manager: SessionManager, hooks: Sequence[Hook], request: Request) -> AsyncIterator[Execution]:
+    """Open the turn of a run and write its activation beside it; commit, and finish the activation, at the end."""
+    adapter = adapter_for(request.agent)
+    parent = current_run()
+    activation = _started(manager, adapter, request, parent)
+    thread, is_child = _thread(adapter, request, activation, parent)
+    activations = Activations(manager)
+    starting = asyncio.ensure_future(activations.start(activation))
+    opening = manager.open(
+        activation.session_id if request.session is None else request.session,
+        user_id=request.user_id,
+        metadata=request.metadata,
+        wait_s=request.wait_s,
+        commit=request.commit,
+        logs={(adapter.framework, name): None for name in adapter.logs(thread)},
+    )
+    try:
+        async with opening as session:
+            call = Call(
+                agent=request.agent,
+                agent_name=activation.agent_name,
+                session=session,
+                input=request.input,
+                thread=thread,
+                is_child=is_child,
+                activation_id=activation.activation_id,
+                context=request.context,
+                options=request.options,
+            )
+            execution = Execution(adapter, call, activation, hooks)
+            with running(Running(activation, adapter.framework, thread, parent)):
+                yield execution
+            execution.remember_pause()
+            activation.status = "PAUSED" if execution.outcome.pending else "COMPLETE"
+            activation.response, cut = bounded(execution.outcome.output)
+            activation.cut = activation.cut or cut
+    except BaseException as error:
+        activation.status = "CANCELLED" if isinstance(error, asyncio.CancelledError) else "FAILED"
+        activation.error = error.code if isinstance(error, SessionError) else type(error).__name__
+        raise
+    finally:
+        if parent is None and "session" in locals():
+            session.volatile.clear()
+        activation.end = datetime.now(UTC)
+        await uncancelled(_finished(activations, activation, starting))
+
+
+async def _finished(activations: Activations, activation: Activation, starting: asyncio.Future[str]) -> None:
+    await activations.finish(activation, await starting)
+
+
+def _started(manager: SessionManager, adapter: Adapter, request: Request, parent: Running | None) -> Activation:
+    activation_id = str(uuid.uuid4())
+    given = activation_id if request.session is None else request.session
+    payload, cut = bounded(request.input)
+    return Activation(
+        activation_id=activation_id,
+        session_id=given.id if isinstance(given, Session) else given,
+        tenant_id=manager.tenant_id,
+        agent_name=adapter.agent_name(request.agent),
+        framework=adapter.framework,
+        status="RUNNING",
+        start=datetime.now(UTC),
+        user_id=request.user_id,
+        parent_activation_id=None if parent is None else parent.activation.activation_id,
+        payload=payload,
+        cut=cut,
+    )
+
+
+def _thread(adapter: Adapter, request: Request, activation: Activation, parent: Running | None) -> tuple[str, bool]:
+    """The conversation that a run goes on with, and whether it belongs to this run alone.
+
+    What a skill runs, and what would write into a conversation that a run above it is in the middle of, gets its own.
+    """
+    if request.conversation is not None:
+        check_name(request.conversation, "conversation")
+    thread = _cut(adapter.thread(request.agent, request.conversation), _MAX_THREAD_BYTES)
+    above = parent
+    while above is not None and (above.framework, above.thread) != (adapter.framework, thread):
+        above = above.parent
+    if above is not None or (is_in_skill() and request.conversation is None):
+        return f"{_cut(activation.agent_name, 60)}@{activation.activation_id}", True
+    return thread, False
+
+
+def _cut(text: str, most: int) -> str:
+    return text.encode()[:most].decode(errors="ignore")

@@ -1,0 +1,258 @@
+"""The same without async. One implementation underneath: store I/O happens in the background thread's event loop."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, contextmanager
+from typing import Any, Self
+
+from .background import call, portal
+from .manager import LogsWanted, SessionManager
+from .record import LockInfo, SessionRecord
+from .session import Collection, Log, Session, ValueNamespace, enter_session, leave_session
+from .settings import Settings
+from .stores.base import CommitStatus, Store
+from .turns.turn import CommitMode
+
+
+class SyncLog:
+    """A `Log`, blocking."""
+
+    def __init__(self, log: Log) -> None:
+        self._log = log
+
+    def append(self, items: Sequence[Any]) -> None:
+        """See `Log.append`."""
+        call(self._log.append, items)
+
+    def read(self, limit: int | None = None) -> list[Any]:
+        """See `Log.read`."""
+        return call(self._log.read, limit)
+
+    def pop(self) -> Any:
+        """See `Log.pop`."""
+        return call(self._log.pop)
+
+    def clear(self) -> None:
+        """See `Log.clear`."""
+        call(self._log.clear)
+
+    def count(self) -> int:
+        """See `Log.count`."""
+        return call(self._log.count)
+
+
+class SyncCollection:
+    """A `Collection`, blocking."""
+
+    def __init__(self, collection: Collection) -> None:
+        self._collection = collection
+
+    def get(self, key: str, default: Any = None) -> Any:
+        """See `Collection.get`."""
+        return call(self._collection.get, key, default)
+
+    def get_many(self, keys: Iterable[str]) -> dict[str, Any]:
+        """See `Collection.get_many`."""
+        return call(self._collection.get_many, keys)
+
+    def put(self, key: str, value: Any) -> None:
+        """See `Collection.put`."""
+        call(self._collection.put, key, value)
+
+    def put_many(self, entries: Mapping[str, Any]) -> None:
+        """See `Collection.put_many`."""
+        call(self._collection.put_many, entries)
+
+    def delete(self, *keys: str) -> None:
+        """See `Collection.delete`."""
+        call(self._collection.delete, *keys)
+
+    def delete_prefix(self, prefix: str) -> None:
+        """See `Collection.delete_prefix`."""
+        call(self._collection.delete_prefix, prefix)
+
+    def range(
+        self,
+        *,
+        prefix: str = "",
+        after: str | None = None,
+        before: str | None = None,
+        reverse: bool = False,
+        limit: int | None = None,
+    ) -> list[tuple[str, Any]]:
+        """See `Collection.range`."""
+
+        async def found() -> list[tuple[str, Any]]:
+            return await self._collection.range(prefix=prefix, after=after, before=before, reverse=reverse, limit=limit)
+
+        return call(found)
+
+
+class SyncNamespace(ValueNamespace):
+    """A `Namespace` whose logs and collections block."""
+
+    def log(self, name: str) -> SyncLog:
+        """See `Namespace.log`."""
+        return SyncLog(Log(self._session, self._part(name)))
+
+    def collection(self, name: str) -> SyncCollection:
+        """See `Namespace.collection`."""
+        return SyncCollection(Collection(self._session, self._part(name)))
+
+
+class SyncSession(SyncNamespace):
+    """A `Session` whose logs and collections block. Values are the same in both."""
+
+    def __init__(self, session: Session) -> None:
+        super().__init__(session, session.name)
+
+    @property
+    def id(self) -> str:
+        """The session's id."""
+        return self._session.id
+
+    @property
+    def tenant_id(self) -> str:
+        """The session's tenant."""
+        return self._session.tenant_id
+
+    @property
+    def user_id(self) -> str | None:
+        """See `Session.user_id`."""
+        return self._session.user_id
+
+    @property
+    def metadata(self) -> dict[str, Any]:
+        """See `Session.metadata`."""
+        return self._session.metadata
+
+    @property
+    def record(self) -> SessionRecord | None:
+        """See `Session.record`."""
+        return self._session.record
+
+    @property
+    def revision(self) -> int:
+        """See `Session.revision`."""
+        return self._session.revision
+
+    @property
+    def volatile(self) -> dict[str, Any]:
+        """See `Session.volatile`."""
+        return self._session.volatile
+
+    def namespace(self, name: str) -> SyncNamespace:
+        """See `Session.namespace`."""
+        return SyncNamespace(self._session, name)
+
+    def namespaces(self) -> list[str]:
+        """See `Session.namespaces`."""
+        return self._session.namespaces()
+
+
+class SyncSessionManager:
+    """A `SessionManager`, blocking. Called from a running event loop, it holds that loop up: use the other there.
+
+    Args:
+        store: As for `SessionManager`.
+        settings: As for `SessionManager`.
+        manager: The manager to be the blocking half of, in place of the two above.
+    """
+
+    def __init__(
+        self,
+        store: Store | None = None,
+        *,
+        settings: Settings | None = None,
+        manager: SessionManager | None = None,
+    ) -> None:
+        self._manager = manager or SessionManager(store, settings=settings)
+
+    @classmethod
+    def from_env(cls) -> SyncSessionManager:
+        """The blocking half of `SessionManager.from_env()`."""
+        return cls(manager=SessionManager.from_env())
+
+    def for_tenant(self, tenant_id: str) -> SyncSessionManager:
+        """See `SessionManager.for_tenant`."""
+        return SyncSessionManager(manager=self._manager.for_tenant(tenant_id))
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """See `SessionManager.aclose`."""
+        call(self._manager.aclose)
+
+    @contextmanager
+    def open(
+        self,
+        session: str | Session,
+        *,
+        create: bool = True,
+        user_id: str | None = None,
+        metadata: Mapping[str, Any] | None = None,
+        commit: CommitMode = "turn",
+        wait_s: float | None = None,
+        logs: LogsWanted | None = None,
+    ) -> Iterator[SyncSession]:
+        """See `SessionManager.open`."""
+        opening = self._manager.open(
+            session, create=create, user_id=user_id, metadata=metadata, commit=commit, wait_s=wait_s, logs=logs
+        )
+        with _entered(opening) as opened:
+            token = enter_session(opened)
+            try:
+                yield SyncSession(opened)
+            finally:
+                leave_session(token)
+
+    @contextmanager
+    def read(self, session: str | Session, *, logs: LogsWanted | None = None) -> Iterator[SyncSession]:
+        """See `SessionManager.read`."""
+        with _entered(self._manager.read(session, logs=logs)) as snapshot:
+            yield SyncSession(snapshot)
+
+    def append(
+        self, session: str | Session, namespace: str, log: str, items: Sequence[Any], *, user_id: str | None = None
+    ) -> None:
+        """See `SessionManager.append`."""
+
+        async def append() -> None:
+            await self._manager.append(session, namespace, log, items, user_id=user_id)
+
+        call(append)
+
+    def get(self, session_id: str) -> SessionRecord | None:
+        """See `SessionManager.get`."""
+        return call(self._manager.get, session_id)
+
+    def delete(self, session_id: str) -> bool:
+        """See `SessionManager.delete`."""
+        return call(self._manager.delete, session_id)
+
+    def lock(self, session_id: str) -> LockInfo | None:
+        """See `SessionManager.lock`."""
+        return call(self._manager.lock, session_id)
+
+    def unlock(self, session_id: str, *, force: bool) -> LockInfo | None:
+        """See `SessionManager.unlock`."""
+
+        async def unlock() -> LockInfo | None:
+            return await self._manager.unlock(session_id, force=force)
+
+        return call(unlock)
+
+    def commit_status(self, session_id: str, commit_id: str) -> CommitStatus:
+        """See `SessionManager.commit_status`."""
+        return call(self._manager.commit_status, session_id, commit_id)
+
+
+@contextmanager
+def _entered(opening: AbstractAsyncContextManager[Session]) -> Iterator[Session]:
+    with portal().wrap_async_context_manager(opening) as session:
+        yield session

@@ -1,0 +1,105 @@
+"""OpenTelemetry spans and metrics of turns, through its API only.
+
+Nothing is measured, and nothing imported, in a process where nobody has imported `opentelemetry`. No span and no
+metric carries a stored value; a session's id is on the span only.
+
+| span | attributes |
+|---|---|
+| `agent_sessions.turn` | `session.id`, `session.tenant`, `session.turn.` + `outcome`, `wait_s`, ... (the metrics) |
+
+| metric | unit | attributes |
+|---|---|---|
+| `agent_sessions.turn.duration`, `agent_sessions.turn.wait` | s | `outcome` |
+| `agent_sessions.turn.round_trips`, `agent_sessions.turn.bytes_written` | 1, By | `outcome` |
+| `agent_sessions.turn.conflicts` | 1 | |
+
+`outcome` is `stored`, `discarded`, or the code of the error that ended the turn: `SESSION_BUSY`, ...
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
+from typing import TYPE_CHECKING, Any, Protocol
+
+from msgspec import Struct
+
+from .errors import SessionError
+from .stores.base import Key
+from .turns.commits import Traffic
+
+if TYPE_CHECKING:
+    from opentelemetry.trace import Span
+
+SCOPE = "agent_sessions"
+
+
+class Observation(Struct):
+    """What is said of a turn when it is over."""
+
+    traffic: Traffic
+    wait_s: float = 0.0
+    outcome: str = "stored"
+
+
+@contextmanager
+def observed_turn(key: Key) -> Iterator[Observation]:
+    """Observe a turn: a span around it, and its metrics at the end."""
+    observation = Observation(Traffic())
+    instruments = _instruments() if "opentelemetry" in sys.modules else None
+    if instruments is None:
+        yield observation
+        return
+    started = time.monotonic()
+    attributes = {"session.id": key.id, "session.tenant": key.tenant}
+    with instruments.tracer.start_as_current_span(
+        "agent_sessions.turn", attributes=attributes, record_exception=False, set_status_on_exception=False
+    ) as span:
+        try:
+            yield observation
+        except BaseException as error:
+            observation.outcome = error.code if isinstance(error, SessionError) else "discarded"
+            raise
+        finally:
+            instruments.record(span, observation, time.monotonic() - started)
+
+
+class _Histogram(Protocol):
+    def record(self, amount: float, attributes: dict[str, str]) -> None: ...
+
+
+class _Instruments:
+    def __init__(self) -> None:
+        from opentelemetry import metrics, trace
+
+        self.tracer = trace.get_tracer(SCOPE)
+        meter = metrics.get_meter(SCOPE)
+        self._conflicts = meter.create_counter("agent_sessions.turn.conflicts", "1")
+        self._measures: dict[str, Any] = {
+            name: meter.create_histogram(f"agent_sessions.turn.{name}", unit)
+            for name, unit in (("duration", "s"), ("wait", "s"), ("round_trips", "1"), ("bytes_written", "By"))
+        }
+
+    def record(self, span: Span, turn: Observation, seconds: float) -> None:
+        measured = {
+            "duration": seconds,
+            "wait": turn.wait_s,
+            "round_trips": turn.traffic.round_trips,
+            "bytes_written": turn.traffic.bytes_written,
+        }
+        for name, amount in measured.items():
+            self._measures[name].record(amount, {"outcome": turn.outcome})
+        if turn.outcome == "SESSION_CONFLICT":
+            self._conflicts.add(1)
+        span.set_attribute("session.turn.outcome", turn.outcome)
+        span.set_attribute("session.turn.wait_s", turn.wait_s)
+        span.set_attribute("session.turn.round_trips", turn.traffic.round_trips)
+        span.set_attribute("session.turn.bytes_written", turn.traffic.bytes_written)
+
+
+@cache
+def _instruments() -> _Instruments:
+    return _Instruments()

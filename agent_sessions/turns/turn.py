@@ -1,0 +1,451 @@
+"""A turn: one unit of work on a session, stored whole or not at all."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+import threading
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from concurrent.futures import Future
+from contextlib import asynccontextmanager
+from typing import Any, Literal
+
+from msgspec import structs
+
+from .. import codec
+from ..background import uncancelled
+from ..errors import (
+    SerializationError,
+    SessionBusyError,
+    SessionConflictError,
+    SessionError,
+    TurnClosedError,
+)
+from ..stores.base import Commit, Committed, EntryRange, Key, LogHead, Opened, Part, Row, Store
+from .collections import CollectionDraft
+from .commits import Traffic, check_size, store_commit
+from .image import Image, bounded
+from .logs import EMPTY_WINDOW, LogDraft, LogWindow, encode_items
+from .values import Values
+
+CommitMode = Literal["turn", "step"]
+
+
+class Turn:
+    """The state of a session while one owner works on it: an image, and drafts of what is to change.
+
+    Every operation is thread-safe. Those that may need the store are coroutines and may run on any event loop; they
+    wait for one another, so that a read never falls between two halves of a step.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        key: Key,
+        image: Image,
+        *,
+        owner: str | None,
+        lease_ms: int = 0,
+        ttl_ms: int | None = None,
+        belongs_to: str | None = None,
+        mode: CommitMode = "turn",
+        blind: bool = False,
+    ) -> None:
+        self.store = store
+        self.key = key
+        self.owner = owner
+        self.belongs_to = belongs_to
+        self.mode = mode
+        self.values = Values(image.values)
+        self.traffic = Traffic()
+        self.is_certain = True
+        """Whether the image is known to be what is stored, so that a cache may keep it."""
+        self._image = image
+        self._lease_ms = lease_ms
+        self._ttl_ms = ttl_ms
+        self._blind = blind
+        self._lock = threading.RLock()
+        self._last_io: Future[None] | None = None
+        self._logs: dict[Part, LogDraft] = {}
+        self._collections: dict[Part, CollectionDraft] = {}
+        self._fields: dict[str, bytes | None] = {}
+        self._failure: SessionError | None = None
+        self._closed: str | None = None
+
+    # ------------------------------------------------------------------------------------------------ about itself
+
+    @property
+    def image(self) -> Image:
+        """What is stored, as far as this turn knows."""
+        return self._image
+
+    @property
+    def is_open(self) -> bool:
+        """Whether it can still be used."""
+        return self._closed is None
+
+    def close(self, reason: str) -> None:
+        """From now on every use raises `TurnClosedError` with this reason."""
+        with self._lock:
+            self._closed = reason
+            self.values.close(reason)
+
+    def field(self, name: str) -> Any:
+        """A field of the record, or None."""
+        with self._lock:
+            data = self._fields[name] if name in self._fields else self._image.fields.get(name)
+        return None if data is None else codec.decode(data)
+
+    def set_field(self, name: str, value: Any) -> None:
+        """Change a field of the record; None removes it."""
+        with self._lock:
+            self._check_writable()
+            data = None if value is None else codec.encode(value)
+            if data != self._image.fields.get(name):
+                self._fields[name] = data
+
+    def namespaces(self) -> list[str]:
+        """Every namespace that holds anything."""
+        with self._lock:
+            parts = [*self._image.collections, *self._logs, *self._collections]
+            parts += [part for part, head in self._image.log_heads.items() if head.count]
+            return sorted({*self.values.namespaces(), *(part.namespace for part in parts)})
+
+    # ------------------------------------------------------------------------------------------------ logs
+
+    async def count_items(self, part: Part) -> int:
+        """How many items a log has."""
+        with self._lock:
+            self._check_open()
+            draft = self._logs.get(part)
+            stored = self._stored_count(part)
+            return stored if draft is None else draft.remaining(stored) + len(draft.appended)
+
+    async def read_items(self, part: Part, limit: int | None) -> list[Any]:
+        """The last `limit` items (None: all), oldest first."""
+        if limit is not None and limit <= 0:
+            return []
+        draft = self._log_draft(part)
+        appended = len(draft.appended)
+        if not draft.cleared and (limit is None or limit > appended):
+            await self._load_log(part, None if limit is None else limit - appended + draft.popped)
+        with self._lock:
+            self._check_open()
+            draft, window = self._log_draft(part), self._window(part)
+            own = [codec.decode(data) for data in draft.appended]
+            stop = window.held - (window.head.count - draft.remaining(window.head.count))
+            start = 0 if limit is None else max(0, stop - max(0, limit - len(own)))
+            stored = self._items_of(window, start, max(0, stop))
+            items = stored + own
+            return items if limit is None else items[-limit:]
+
+    async def append_items(self, part: Part, items: Sequence[Any]) -> None:
+        """Add items at the end, all of them or none."""
+        encoded = encode_items(part, items)
+        with self._lock:
+            self._check_writable()
+            self._draft(part).append(encoded)
+        await self._step()
+
+    async def pop_item(self, part: Part) -> Any:
+        """Take the last item off and return it; None from an empty log."""
+        draft = self._log_draft(part)
+        if not draft.appended and not draft.cleared:
+            await self._load_log(part, draft.popped + 1)
+        with self._lock:
+            self._check_writable()
+            draft = self._draft(part)
+            if draft.appended:
+                item = codec.decode(draft.appended[-1])
+                draft.appended = draft.appended[:-1]
+            elif draft.remaining(self._stored_count(part)) <= 0:
+                return None
+            else:
+                window = self._window(part)
+                item = window.buffer.item(window.held - draft.popped - 1)
+                draft.popped += 1
+        await self._step()
+        return item
+
+    async def clear_items(self, part: Part) -> None:
+        """Take all items off."""
+        with self._lock:
+            self._check_writable()
+            self._draft(part).clear()
+        await self._step()
+
+    # ------------------------------------------------------------------------------------------------ collections
+
+    async def get_entries(self, part: Part, keys: Sequence[str]) -> dict[str, Any]:
+        """Those of these keys that have an entry, with it, decoded for this caller."""
+        missing = [(part, key) for key in keys if not self._knows_entry(part, key)]
+        found = {}
+        if missing:
+            opened = await self._fetch(entries=missing)
+            found = {key: data for (_, key), data in zip(missing, opened.entries, strict=True)}
+        with self._lock:
+            self._check_open()
+            entries = {key: self._entry(part, key, found) for key in keys}
+        return {key: _decode_entry(part, key, data) for key, data in entries.items() if data is not None}
+
+    async def put_entries(self, part: Part, entries: Mapping[str, Any]) -> None:
+        """Put entries."""
+        await self._draft_entries(
+            part, {key: codec.encode(value, root=f"{part.name}[{key!r}]") for key, value in entries.items()}
+        )
+
+    async def delete_entries(self, part: Part, keys: Sequence[str]) -> None:
+        """Delete entries."""
+        await self._draft_entries(part, dict.fromkeys(keys))
+
+    async def delete_prefix(self, part: Part, prefix: str) -> None:
+        """Delete every entry whose key starts so."""
+        with self._lock:
+            self._check_writable()
+            self._collections.setdefault(part, CollectionDraft()).delete_prefix(prefix)
+        await self._step()
+
+    async def range_entries(self, asked: EntryRange) -> list[tuple[str, Any]]:
+        """The entries of a range, what this turn changed included."""
+        part = asked.part
+        with self._lock:
+            self._check_open()
+            draft = self._collections.get(part)
+            stored_any = part in self._image.collections
+        found: list[tuple[str, bytes]] = []
+        if stored_any:
+            opened = await self._fetch(ranges=[asked if draft is None else asked._replace(limit=None)])
+            found = opened.ranges[0]
+        if draft is not None:
+            found = draft.merged(found, asked)
+        return [(key, _decode_entry(part, key, data)) for key, data in found]
+
+    async def _draft_entries(self, part: Part, entries: dict[str, bytes | None]) -> None:
+        with self._lock:
+            self._check_writable()
+            self._collections.setdefault(part, CollectionDraft()).put(entries)
+        await self._step()
+
+    # ------------------------------------------------------------------------------------------------ the end
+
+    async def commit(self, *, release: bool) -> bool:
+        """Store all drafts as one commit; with `release`, give the lease up in it. False if there was nothing to store.
+
+        Raises:
+            SessionConflictError: The session changed since the turn read it.
+            SessionBusyError: Another turn holds the lease (of a blind commit only).
+            SessionNotFoundError: The session was deleted meanwhile.
+            CommitTooLargeError: More than 32 MiB.
+            CommitUnknownError: The store did not answer for as long as the lease lasts.
+        """
+        async with self._io():
+            with self._lock:
+                self._check_failure()
+                try:
+                    commit, folded = self._fold(release)
+                except SessionError as error:
+                    self._failure = error
+                    raise
+                self._image = folded
+            if commit is None:
+                return False
+            try:
+                committed = await uncancelled(store_commit(self.store, self.key, commit, self._lease_ms, self.traffic))
+            except SessionError as error:
+                self._failure = error if self._blind else _lost_lease_is_conflict(error, self.key)
+                raise self._failure from error
+            with self._lock:
+                self._image = _confirmed(folded, commit, committed)
+                self.is_certain = self.is_certain and committed.previous == folded.version and not committed.repeated
+            return True
+
+    async def _step(self) -> None:
+        if self.mode == "step":
+            await self.commit(release=False)
+
+    def _fold(self, release: bool) -> tuple[Commit | None, Image]:
+        """Take the drafts: the commit that stores them, and the image as it will be."""
+        image = self._image
+        values = self.values.take()
+        logs, collections, fields = self._logs, self._collections, self._fields
+        self._logs, self._collections, self._fields = {}, {}, {}
+        changed = bool(values or logs or collections or fields)
+        if not changed and (image.row is None or not release):
+            return None, image
+        commit = Commit(
+            id=secrets.token_bytes(8),
+            owner=self.owner or "",
+            expected=None if self._blind else image.version,
+            hold_ms=None if release else self._lease_ms,
+            ttl_ms=self._ttl_ms,
+            belongs_to=self.belongs_to,
+            values=values,
+            logs={part: draft.change() for part, draft in logs.items()},
+            collections={part: draft.change() for part, draft in collections.items()},
+            fields=fields,
+            parts=image.parts,
+        )
+        self.traffic.bytes_written += check_size(commit, self.key)
+        windows, heads = dict(image.logs), dict(image.log_heads)
+        for part, draft in logs.items():
+            head = LogHead(draft.remaining(self._stored_count(part)) + len(draft.appended), -1)
+            windows[part] = draft.applied(self._window(part), head)
+            heads[part] = head
+        entries = {part: dict(keyed) for part, keyed in image.entries.items()}
+        revisions = dict(image.collections)
+        for part, collection in collections.items():
+            revisions[part] = image.version.revision + 1
+            collection.apply(entries.setdefault(part, {}))
+        return commit, Image(
+            version=image.version,
+            row=image.row,
+            values=self.values.stored,
+            log_heads=heads,
+            collections=revisions,
+            logs=windows,
+            entries=bounded(entries),
+        )
+
+    # ------------------------------------------------------------------------------------------------ reading along
+
+    async def _load_log(self, part: Part, limit: int | None) -> None:
+        with self._lock:
+            self._check_open()
+            head = self._image.log_heads.get(part)
+            window = self._image.logs.get(part)
+            if head is None or head.count == 0 or (window is not None and window.covers(limit)):
+                return
+        await self._fetch(logs={part: limit})
+
+    async def _fetch(
+        self,
+        *,
+        logs: Mapping[Part, int | None] | None = None,
+        entries: Iterable[tuple[Part, str]] = (),
+        ranges: Iterable[EntryRange] = (),
+    ) -> Opened:
+        """Read parts of the session that the turn does not have yet, at the turn's own version."""
+        async with self._io():
+            image = self._image
+            narrow = structs.replace(image, logs={})  # only what is asked for
+            wanted = narrow.wanted(logs or {}, values=False, entries=entries, ranges=ranges)
+            self.traffic.round_trips += 1
+            opened = await self.store.open(self.key, wanted=wanted, known=image.known)
+            with self._lock:
+                if opened.version != image.version:
+                    raise SessionConflictError(
+                        f"session {self.key.id!r} changed while it was being read. Open it again; "
+                        "what is needed at one moment can be asked for when it is opened."
+                    )
+                learned = narrow.learned(opened, wanted)
+                self._image = structs.replace(
+                    image, logs={**image.logs, **learned.logs}, entries={**image.entries, **learned.entries}
+                )
+            return opened
+
+    @asynccontextmanager
+    async def _io(self) -> AsyncIterator[None]:
+        """One store operation of a turn at a time, whichever loops and threads they come from."""
+        mine: Future[None] = Future()
+        with self._lock:
+            previous, self._last_io = self._last_io, mine
+        try:
+            if previous is not None and not previous.done():
+                await asyncio.shield(asyncio.wrap_future(previous))
+            yield
+        finally:
+            if previous is None or previous.done():
+                mine.set_result(None)
+            else:
+                previous.add_done_callback(lambda _: mine.set_result(None))
+
+    # ------------------------------------------------------------------------------------------------ small parts
+
+    def _check_open(self) -> None:
+        if self._closed is not None:
+            raise TurnClosedError(self._closed)
+        self._check_failure()
+
+    def _check_failure(self) -> None:
+        if self._failure is not None:
+            raise self._failure
+
+    def _check_writable(self) -> None:
+        self._check_open()
+        if self.owner is None:
+            raise TurnClosedError("this is a snapshot, for reading only; write in `async with manager.open(...)`")
+
+    def _stored_count(self, part: Part) -> int:
+        head = self._image.log_heads.get(part)
+        return 0 if head is None else head.count
+
+    def _window(self, part: Part) -> LogWindow:
+        window = self._image.logs.get(part)
+        if window is not None:
+            return window
+        head = self._image.log_heads.get(part)
+        return EMPTY_WINDOW if head is None else LogWindow.of(head, [])
+
+    def _log_draft(self, part: Part) -> LogDraft:
+        with self._lock:
+            self._check_open()
+            return self._logs.get(part) or LogDraft()
+
+    def _draft(self, part: Part) -> LogDraft:
+        return self._logs.setdefault(part, LogDraft())
+
+    def _items_of(self, window: LogWindow, start: int, stop: int) -> list[Any]:
+        if self.owner is None:
+            return window.buffer.copies(start, stop)
+        return window.buffer.hand_out(start, stop)
+
+    def _knows_entry(self, part: Part, key: str) -> bool:
+        with self._lock:
+            self._check_open()
+            draft = self._collections.get(part)
+            if draft is not None and draft.decides(key):
+                return True
+            return part not in self._image.collections or key in self._image.entries.get(part, {})
+
+    def _entry(self, part: Part, key: str, found: Mapping[str, bytes | None]) -> bytes | None:
+        draft = self._collections.get(part)
+        if draft is not None and draft.decides(key):
+            return draft.entries.get(key)
+        held = self._image.entries.get(part, {})
+        return held[key] if key in held else found.get(key)
+
+
+def _lost_lease_is_conflict(error: SessionError, key: Key) -> SessionError:
+    if not isinstance(error, SessionBusyError):
+        return error
+    return SessionConflictError(
+        f"the lease of session {key.id!r} was lost to another turn; nothing of this one was stored. Repeat it."
+    )
+
+
+def _confirmed(folded: Image, commit: Commit, committed: Committed) -> Image:
+    """The folded image with what the store said of it."""
+    row = committed.row or folded.row or Row(0, 0, None, commit.belongs_to, commit.id, None)
+    fields = {name: data for name, data in {**folded.fields, **commit.fields}.items() if data is not None}
+    heads, windows = dict(folded.log_heads), dict(folded.logs)
+    for part, head in committed.log_heads.items():
+        heads[part] = head
+        windows[part] = structs.replace(windows[part], head=head)
+    collections = {**folded.collections, **dict.fromkeys(commit.collections, committed.version.revision)}
+    return structs.replace(
+        folded,
+        version=committed.version,
+        row=structs.replace(row, fields=fields),
+        log_heads=heads,
+        logs=windows,
+        collections=collections,
+    )
+
+
+def _decode_entry(part: Part, key: str, data: bytes) -> Any:
+    try:
+        return codec.decode(data)
+    except SerializationError as error:
+        raise type(error)(
+            f"entry {key!r} of {part.name!r} in namespace {part.namespace!r} can't be read: {error.message}", field=key
+        ) from error
