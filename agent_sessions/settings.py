@@ -33,11 +33,11 @@ from pydantic import (
 from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, EnvSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
 
-from agent_sessions.errors import InvalidError
+from .errors import InvalidError
+from .stores import ENTRY_POINTS
 
 PREFIX = "AK_SESSION__"
 CONFIG_PATH_VARIABLE = "AK_CONFIG_PATH_OVERRIDE"
-STORE_GROUP = "agent_sessions.stores"
 
 _A_CENTURY_S = 3_155_760_000
 _DOTTED_PATH = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*[.:][^\W\d]\w*")
@@ -46,7 +46,7 @@ _HAS_SESSION_SECTION = re.compile(r"""^["']?session["']?\s*:""", re.MULTILINE)
 
 def store_names() -> list[str]:
     """The store names that `AK_SESSION__TYPE` takes: those installed under the entry point group of stores."""
-    return sorted({entry_point.name for entry_point in entry_points(group=STORE_GROUP)})
+    return sorted({entry_point.name for entry_point in entry_points(group=ENTRY_POINTS)})
 
 
 def _known_store(name: str) -> str:
