@@ -1,0 +1,244 @@
+-- Applies one commit, or refuses it whole.
+--
+-- KEYS  K, K:v, the index by activity and by end, the same two of the user it belongs to (if any),
+--       then every log (K:l...) and collection (K:c... followed by K:z...) of the session, and the new ones
+-- ARGV  1: header and operations, packed; then their names and payloads, in the order of the operations
+--
+-- Replies
+--   {head, prev id, changed entries of the registry}     stored
+--   {'R', revision}                 this very commit was stored before
+--   {'N'} {'C', revision} {'U'}     not found, conflict, unknown (too long ago to tell)
+--   {'B', owner, till, since}       somebody else's lease is live
+--   {'K', registry, belongs to}     keys missing: declare these too and repeat
+--   {'F', format} {'L', id}         as in open.lua
+
+local EXPECTS, HAS_USER_INDEX, HOLDS = 1, 2, 4
+
+local now, id, flags, expected_rev, expected_id, hold, ttl, owner, belongs, declared, member, n_put, n_del,
+  n_values, n_logs, n_collections, at = struct.unpack('>dc8BdBc0ddI2c0I2c0I2c0I2c0I2I2I2I2I2', ARGV[1])
+local function has(flag) return bit.band(flags, flag) ~= 0 end
+
+now = clock(now)
+local m = main(now)
+local first_part = has(HAS_USER_INDEX) and 7 or 5
+
+-- ------------------------------------------------------------------------------------------------- checks
+
+if m.exists and m.format > FORMAT then return {'F', m.format} end
+
+local ring = m.exists and call('HGET', K, 'c') or ''
+local matches = has(EXPECTS) and expected_rev == (m.exists and m.rev or 0) and expected_id == (m.exists and m.id or '')
+if not matches then
+  local before = m.exists and ring_find(ring, m.rev, id)
+  if before then return {'R', before} end
+  if has(EXPECTS) then
+    if not m.exists then return {'N'} end
+    if m.rev - expected_rev > RING then return {'U'} end
+    return {'C', m.rev}
+  end
+end
+if m.live and m.owner ~= owner then return {'B', m.owner, m.till, m.since} end
+
+local entries, order = parse_registry(m.registry)
+local whose = m.exists and m.belongs or belongs
+if whose ~= declared or not all_declared(entries, first_part) then
+  return {'K', m.registry, m.exists and m.belongs or false}
+end
+if not m.exists then entries, order = {}, {} end
+
+-- The operations, read before any is applied.
+local arg = 2
+local function take(n)
+  arg = arg + n
+  return arg - n
+end
+local function entry(part)
+  return entries[part] or {0, 0, 0}
+end
+
+local fields = {put = take(2 * n_put), n_put = 2 * n_put, del = take(n_del), n_del = n_del}
+
+local total = 0
+for part, e in pairs(entries) do
+  if string.byte(part) == 118 then total = total + e[1] end
+end
+if n_values > 0 and total > 0 and call('HLEN', KEYS[2]) ~= total then return {'L', 'v'} end
+local values = {}
+for i = 1, n_values do
+  local ns, puts, dels
+  ns, puts, dels, at = struct.unpack('>I2c0I4I4', ARGV[1], at)
+  values[i] = {part = 'v' .. ns, put = take(2 * puts), n_put = 2 * puts, del = take(dels), n_del = dels}
+end
+
+local logs = {}
+for i = 1, n_logs do
+  local index, clear, pop, items
+  index, clear, pop, items, at = struct.unpack('>I2BI4I4', ARGV[1], at)
+  local key = KEYS[index]
+  local part = string.sub(key, #K + 2)
+  local e = entry(part)
+  clear = clear ~= 0 or pop >= e[1]
+  local held = call('LLEN', key)
+  if not clear and held ~= e[1] then return {'L', part} end
+  logs[i] = {part = part, key = key, clear = clear and held > 0, empty = clear, pop = pop, items = take(items), n = items}
+end
+
+local collections = {}
+for i = 1, n_collections do
+  local index, prefixes, puts, dels
+  index, prefixes, puts, dels, at = struct.unpack('>I2I2I4I4', ARGV[1], at)
+  local c = {
+    hash = KEYS[index], zset = KEYS[index + 1], part = string.sub(KEYS[index], #K + 2),
+    prefixes = take(prefixes), n_prefixes = prefixes,
+    put = take(2 * puts), n_put = 2 * puts, del = take(dels), n_del = dels,
+  }
+  local count = entry(c.part)[1]
+  c.clear = count == 0
+  for j = c.prefixes, c.prefixes + prefixes - 1 do c.clear = c.clear or ARGV[j] == '' end
+  local held, sorted = call('HLEN', c.hash), call('ZCARD', c.zset)
+  if not c.clear and (held ~= count or sorted ~= count) then return {'L', c.part} end
+  c.clear = c.clear and held + sorted > 0
+  collections[i] = c
+end
+
+-- ------------------------------------------------------------------------------------------------- writes
+
+-- The first is one that a full Redis refuses, so that it refuses the commit whole.
+local rev = (m.exists and m.rev or 0) + 1
+local started = m.exists and m.started or now
+local gone = ttl >= 0 and now + ttl or nil
+local tag = (n_put + n_del > 0 or not m.exists) and id or m.tag
+call('HSET', K, 'v', rev, 'i', id, 'c', ring_put(ring, rev, id), 's', started, 'a', now, 't', tag, 'f', FORMAT)
+if gone then call('HSET', K, 'g', gone) elseif m.gone then call('HDEL', K, 'g') end
+
+-- Remains of one that was past its time and not swept yet.
+if m.found and not m.exists then
+  for _, name in ipairs(call('HKEYS', K)) do
+    if string.byte(name) == 46 or name == 'b' or name == 'k' then call('HDEL', K, name) end
+  end
+  call('UNLINK', KEYS[2])
+  for i = first_part, #KEYS do call('UNLINK', KEYS[i]) end
+end
+if whose ~= '' and not (m.exists and m.belongs) then call('HSET', K, 'b', whose) end
+
+local function slices(command, key, from, n)
+  local sum = 0
+  for i = from, from + n - 1, SLICE do
+    sum = sum + call(command, key, unpack(ARGV, i, math.min(i + SLICE, from + n) - 1))
+  end
+  return sum
+end
+
+local changed = {}
+local function set_entry(part, e)
+  if not entries[part] then order[#order + 1] = part end
+  entries[part] = e
+  changed[#changed + 1] = pack_entry(part, e)
+end
+
+slices('HDEL', K, fields.del, fields.n_del)
+slices('HSET', K, fields.put, fields.n_put)
+
+if n_values > 0 and total == 0 and m.exists == false then call('UNLINK', KEYS[2]) end
+for _, v in ipairs(values) do
+  local added = slices('HSET', KEYS[2], v.put, v.n_put)
+  set_entry(v.part, {entry(v.part)[1] + added - slices('HDEL', KEYS[2], v.del, v.n_del), rev, 0})
+end
+
+for _, l in ipairs(logs) do
+  local count, last, issued = unpack(entry(l.part))
+  if l.clear then call('UNLINK', l.key) end
+  if l.empty then
+    count, last = 0, 0
+  elseif l.pop > 0 then
+    call('LTRIM', l.key, 0, -l.pop - 1)
+    count, last = count - l.pop, struct.unpack('>I6', call('LINDEX', l.key, -1))
+  end
+  for from = 0, l.n - 1, SLICE do
+    local items = {}
+    for j = from, math.min(from + SLICE, l.n) - 1 do
+      issued = issued + 1
+      items[#items + 1] = struct.pack('>I6', issued) .. ARGV[l.items + j]
+    end
+    call('RPUSH', l.key, unpack(items))
+  end
+  if l.n > 0 then count, last = count + l.n, issued end
+  set_entry(l.part, {count, last, issued})
+end
+
+for _, c in ipairs(collections) do
+  if c.clear then call('UNLINK', c.hash, c.zset) end
+  for j = c.prefixes, c.prefixes + c.n_prefixes - 1 do
+    local low, high = '[' .. ARGV[j], '(' .. ARGV[j] .. '\255'
+    local names = call('ZRANGEBYLEX', c.zset, low, high)
+    for i = 1, #names, SLICE do call('HDEL', c.hash, unpack(names, i, math.min(i + SLICE - 1, #names))) end
+    if #names > 0 then call('ZREMRANGEBYLEX', c.zset, low, high) end
+  end
+  slices('HSET', c.hash, c.put, c.n_put)
+  for from = c.put, c.put + c.n_put - 1, SLICE do
+    local members = {}
+    for j = from, math.min(from + SLICE, c.put + c.n_put) - 1, 2 do
+      members[#members + 1] = 0
+      members[#members + 1] = ARGV[j]
+    end
+    call('ZADD', c.zset, unpack(members))
+  end
+  slices('HDEL', c.hash, c.del, c.n_del)
+  slices('ZREM', c.zset, c.del, c.n_del)
+  set_entry(c.part, {call('HLEN', c.hash), rev, 0})
+end
+
+-- Emptied logs stay in the registry, for their numbers; emptied namespaces, for those who know them full.
+if #changed > 0 then
+  local packed = {}
+  for _, part in ipairs(order) do
+    local e = entries[part]
+    if e[1] > 0 or string.byte(part) ~= 99 then packed[#packed + 1] = pack_entry(part, e) end
+  end
+  call('HSET', K, 'k', table.concat(packed))
+end
+
+-- ------------------------------------------------------------------------------------------------- lease, expiry, index
+
+local queue, till = waiters(m.queue, now), nil
+if has(HOLDS) then
+  till = now + hold
+  call('HSET', K, 'lo', owner, 'lx', till, 'ls', m.live and m.since or now)
+  local place = place_of(queue, owner)
+  if place then
+    table.remove(queue, place)
+    save_waiters(queue)
+  end
+elseif m.owner or m.queue then
+  till = hand_over(now, queue, owner)
+end
+
+if gone then
+  call('PEXPIRE', K, last_need(gone, till, queue) - now)
+  for i = first_part, #KEYS do call('PEXPIRE', KEYS[i], gone - now) end
+  call('PEXPIRE', KEYS[2], gone - now)
+elseif not m.exists or m.gone then
+  call('PERSIST', K)
+  for i = first_part, #KEYS do call('PERSIST', KEYS[i]) end
+  call('PERSIST', KEYS[2])
+end
+
+for i = 3, first_part - 1, 2 do
+  call('ZADD', KEYS[i], now, member)
+  call('ZADD', KEYS[i + 1], gone or '+inf', member)
+  if not m.exists then
+    -- Who makes a place takes a few expired ones away, so that an index that nobody lists does not grow for ever.
+    local dead = call('ZRANGEBYSCORE', KEYS[i + 1], '-inf', now, 'LIMIT', 0, 10)
+    if #dead > 0 then
+      call('ZREM', KEYS[i], unpack(dead))
+      call('ZREM', KEYS[i + 1], unpack(dead))
+    end
+  end
+end
+
+local previous = m.exists and m.id or ''
+return {
+  struct.pack('>dddd', rev, now, started, gone or -1)
+    .. struct.pack('>Bc0Bc0I2c0', #previous, previous, #tag, tag, #whose, whose),
+  table.concat(changed),
+}

@@ -1,0 +1,43 @@
+-- Removes a session with all its parts. Waiters keep their places, and the first one gets the lease.
+--
+-- KEYS  K, K:v, the indexes as in commit.lua, all parts; the last one is the tombstone of this very deletion
+-- ARGV  1: now, the user whose index is declared (or empty), the session's id in the index
+-- Replies {1} removed, {0} it was absent, {'K', registry, belongs to} declare these too and repeat
+
+local TOMBSTONE_MS = 60000
+
+local now, declared, member = struct.unpack('>dI2c0I2c0', ARGV[1])
+now = clock(now)
+local tombstone = KEYS[#KEYS]
+local before = call('GET', tombstone)
+if before then
+  local answer, till = struct.unpack('>Bd', before)
+  if till > now then return {answer} end
+end
+
+local m = main(now)
+local first_part = declared ~= '' and 7 or 5
+if m.found then
+  if (m.belongs or '') ~= declared or not all_declared(parse_registry(m.registry), first_part) then
+    return {'K', m.registry, m.belongs or false}
+  end
+  local queue = waiters(m.queue, now)
+  for i = 2, #KEYS - 1 do
+    if i == 2 or i >= first_part then call('UNLINK', KEYS[i]) else call('ZREM', KEYS[i], member) end
+  end
+  local held = not m.exists and m.live and m.till
+  if held then
+    -- Only remains were there: the lease on what is absent is somebody's running turn.
+    call('HDEL', K, 'v', 'i', 'c', 's', 'a', 'g', 'b', 't', 'f', 'k')
+  else
+    call('UNLINK', K)
+    held = #queue > 0 and hand_over(now, queue)
+  end
+  local answer = m.exists and 1 or 0
+  m.exists = false
+  outlive(now, m, held, queue)
+  call('SET', tombstone, struct.pack('>Bd', answer, now + TOMBSTONE_MS), 'PX', TOMBSTONE_MS)
+  return {answer}
+end
+call('SET', tombstone, struct.pack('>Bd', 0, now + TOMBSTONE_MS), 'PX', TOMBSTONE_MS)
+return {0}

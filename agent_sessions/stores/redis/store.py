@@ -1,0 +1,519 @@
+"""The store on Redis or Valkey: a warm turn is two scripts, one to open and one to commit.
+
+Where things lie is in `common.lua`; the names of the keys in `keys.py`.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Self
+
+from redis.asyncio import Redis
+from redis.asyncio.connection import ConnectionPool
+from redis.asyncio.retry import Retry
+from redis.backoff import ExponentialBackoff
+from redis.exceptions import ConnectionError
+
+from agent_sessions.clock import Clock
+from agent_sessions.errors import (
+    CommitUnknownError,
+    FormatTooNewError,
+    InvalidError,
+    SessionBusyError,
+    SessionConflictError,
+    SessionNotFoundError,
+    StateLostError,
+    StoreUnavailableError,
+)
+from agent_sessions.stores.base import (
+    ABSENT,
+    FORMAT,
+    Commit,
+    CommitStatus,
+    Committed,
+    Cursor,
+    Found,
+    Key,
+    Kind,
+    Known,
+    Lease,
+    LeaseWanted,
+    LogHead,
+    LogRead,
+    Opened,
+    Page,
+    Row,
+    Version,
+    Wanted,
+)
+from agent_sessions.stores.redis import scripts
+from agent_sessions.stores.redis.clients import Clients, LoopClient, unavailable
+from agent_sessions.stores.redis.keys import KeyNames, Names, decode, encode, part_of
+from agent_sessions.stores.redis.scripts import Registry, Script
+
+if TYPE_CHECKING:
+    from agent_sessions.settings import Settings
+
+LONG_LOG = 100
+"""A log of which more items may be read than this is read beside the script instead of in it."""
+
+_REGISTRIES_KEPT = 1024
+_DECLARED_TRIES = 8
+_NOW_OF_REDIS = -1
+
+
+class RedisStore:
+    """Keeps sessions in Redis or Valkey.
+
+    Args:
+        client: A client of your own, which stays yours to close. It must not decode responses. It serves the first
+            event loop that uses the store; other loops (sync callers, lease renewal) get copies of it.
+        prefix: What the names of all keys begin with.
+        clock: For tests; the server's own time if None.
+    """
+
+    def __init__(self, client: Redis, *, prefix: str = "ak:sessions:", clock: Clock | None = None) -> None:
+        kwargs = client.connection_pool.connection_kwargs
+        if kwargs.get("decode_responses"):
+            raise InvalidError("CLIENT", "the Redis client must have decode_responses=False", field="client")
+        connection_class = client.connection_pool.connection_class
+        size = client.connection_pool.max_connections
+        own = {name: value for name, value in kwargs.items() if not name.startswith(_BOUND_TO_A_POOL)}
+        own["protocol"] = 2
+
+        def make_pool() -> ConnectionPool:
+            return ConnectionPool(connection_class=connection_class, max_connections=size, **own)
+
+        self._set_up(make_pool, prefix, clock, client)
+
+    @classmethod
+    def from_url(
+        cls,
+        url: str,
+        *,
+        prefix: str = "ak:sessions:",
+        password: str | None = None,
+        ssl: bool = False,
+        clock: Clock | None = None,
+        connect_timeout_s: float = 2.0,
+        timeout_s: float = 5.0,
+        max_connections: int = 64,
+    ) -> Self:
+        """A store at a URL: `redis://`, `rediss://`, `valkey://`, `valkeys://` or `unix://`. It connects when used.
+
+        Args:
+            url: Where Redis is. User name, password and database may be in it.
+            prefix: What the names of all keys begin with.
+            password: The password, if it is not in the URL.
+            ssl: Use TLS also if the URL does not say so.
+            clock: For tests; the server's own time if None.
+            connect_timeout_s: How long to wait for a connection.
+            timeout_s: How long to wait for an answer.
+            max_connections: The most connections of one event loop. More turns at once wait for one.
+
+        Raises:
+            InvalidError: The URL is none.
+        """
+        options: dict[str, Any] = {
+            "protocol": 2,
+            "max_connections": max_connections,
+            "socket_connect_timeout": connect_timeout_s,
+            "socket_timeout": timeout_s,
+            "socket_keepalive": True,
+            # A connection that broke while it lay idle is replaced at once. Every script may be sent twice.
+            "retry": Retry(ExponentialBackoff(cap=0.1, base=0.02), 2, supported_errors=(ConnectionError,)),
+        }
+        if password is not None:
+            options["password"] = password
+        address = _as_redis(url, ssl=ssl)
+
+        def make_pool() -> ConnectionPool:
+            return ConnectionPool.from_url(address, **options)
+
+        try:
+            make_pool()
+        except ValueError:
+            # Its text may repeat the URL, with the password.
+            message = "not a Redis URL; one looks like redis://localhost:6379/0"
+            raise InvalidError("URL", message, field="url") from None
+        store = cls.__new__(cls)
+        store._set_up(make_pool, prefix, clock, None)
+        return store
+
+    @classmethod
+    def from_settings(cls, settings: Settings) -> Self:
+        """The store that `AK_SESSION__REDIS__*` describes."""
+        redis = settings.redis
+        password = redis.password.get_secret_value() if redis.password is not None else None
+        return cls.from_url(redis.url, prefix=redis.prefix, password=password, ssl=redis.ssl)
+
+    def _set_up(
+        self, make_pool: Callable[[], ConnectionPool], prefix: str, clock: Clock | None, given: Redis | None
+    ) -> None:
+        self._names = Names(prefix)
+        self._clock = clock
+        self._clients = Clients(make_pool, self._names.channel, given=given)
+        self._registries: dict[bytes, Registry] = {}
+        self._registries_lock = threading.Lock()
+
+    # ------------------------------------------------------------------------------------------------- turns
+
+    async def open(
+        self,
+        key: Key,
+        *,
+        wanted: Wanted = Wanted(),  # noqa: B008 - frozen
+        known: Known | None = None,
+        lease: LeaseWanted | None = None,
+    ) -> Opened:
+        """See `Store.open`."""
+        client = self._clients.current()
+        if lease is None or not lease.queue:
+            return (await self._open(client, key, wanted, known, lease, b""))[0]
+        wakeups = client.wakeups
+        channel = wakeups.channel
+        if channel:
+            wakeups.expect(lease.owner)
+        opened, again_ms = await self._open(client, key, wanted, known, lease, channel)
+        if not opened.granted and not channel:
+            # The first to wait on this loop: its place in the queue is taken, now it gets a way to be woken.
+            wakeups.expect(lease.owner)
+            if await wakeups.listen():
+                opened, again_ms = await self._open(client, key, wanted, known, lease, wakeups.channel)
+        if opened.granted:
+            wakeups.forget(lease.owner)
+        else:
+            wakeups.refused(lease.owner, again_ms)
+        return opened
+
+    async def _open(
+        self,
+        client: LoopClient,
+        key: Key,
+        wanted: Wanted,
+        known: Known | None,
+        lease: LeaseWanted | None,
+        channel: bytes,
+    ) -> tuple[Opened, int]:
+        names = self._names.of(key)
+        held = self._registries.get(names.main)
+        call = scripts.pack_open(
+            names, self._now(), wanted, known, lease, channel=channel, held=held, long_log=LONG_LOG
+        )
+        beside: list[Any] = []
+        if call.beside:
+            reply, beside = await client.run_beside(scripts.OPEN, call.keys, call.argv, call.beside)
+        else:
+            reply = await client.run(scripts.OPEN, call.keys, call.argv)
+        self._refuse_the_unreadable(key, reply)
+
+        head = scripts.unpack_head(reply[0])
+        taken = Lease(head.lease_owner or (lease.owner if lease else ""), head.lease_since, head.lease_until)
+        if len(reply) == 1:
+            refused = Opened(
+                now=head.now, version=ABSENT, row=None, lease=taken if head.held else None, waiters=head.waiters
+            )
+            return refused, head.again_ms
+
+        _, packed, fields, values, logs, entries, ranges = reply
+        if not head.exists:
+            registry = Registry(ABSENT, b"", {}, {})
+            self._forget(names)
+        elif packed is not None:
+            registry = scripts.registry(head.version, head.belongs_to, packed)
+            self._keep(names, registry)
+        else:
+            assert held is not None
+            registry = held
+        heads = registry.heads()
+        opened = Opened(
+            now=head.now,
+            version=head.version,
+            row=head.row(None if fields is None else scripts.unpack_fields(fields)) if head.exists else None,
+            granted=head.granted,
+            lease=taken if head.held else None,
+            waiters=head.waiters,
+            continues=head.continues,
+            values=_values(head, call, values, beside),
+            log_heads=heads,
+            collections=registry.revisions(),
+            logs=_logs(wanted, call, heads, logs, beside),
+            entries=entries,
+            ranges=[[(decode(name), value) for name, value in scripts.pairs(flat)] for flat in ranges],
+        )
+        return opened, 0
+
+    async def commit(self, key: Key, commit: Commit) -> Committed:
+        """See `Store.commit`."""
+        if len(commit.id) != 8:
+            raise ValueError("a commit id has 8 bytes")
+        client, names = self._clients.current(), self._names.of(key)
+        for _ in range(_DECLARED_TRIES):
+            held = self._registries.get(names.main)
+            keys, argv = scripts.pack_commit(names, self._now(), commit, held)
+            reply = await client.run(scripts.COMMIT, keys, argv)
+            if reply[0] == b"K":
+                self._keep(names, _declared(reply))
+                continue
+            self._refuse_the_unreadable(key, reply)
+            if reply[0] == b"R":
+                return _repeated(commit, int(reply[1]))
+            _raise_refused(key, commit, reply)
+            stored = scripts.unpack_stored(reply[0], commit.id)
+            if held is not None and held.version == stored.previous:
+                self._keep(names, held.after(stored.version, stored.belongs_to, reply[1]))
+            elif stored.previous == ABSENT:
+                self._keep(names, scripts.registry(stored.version, stored.belongs_to, reply[1]))
+            else:
+                self._forget(names)
+            return Committed(stored.version, stored.previous, stored.row, scripts.log_heads(reply[1]))
+        raise _unsettled(key)
+
+    async def commit_status(self, key: Key, commit_id: bytes, *, since: Version) -> CommitStatus:
+        """See `Store.commit_status`."""
+        arguments = [scripts.pack_status(self._now(), commit_id, since)]
+        reply: bytes = await self._run(scripts.STATUS, [self._names.of(key).main], arguments)
+        status: dict[bytes, CommitStatus] = {b"stored": "stored", b"not_stored": "not_stored", b"unknown": "unknown"}
+        return status[reply]
+
+    # ------------------------------------------------------------------------------------------------- leases
+
+    async def renew(self, key: Key, owner: str, ms: int) -> bool:
+        """See `Store.renew`."""
+        names = self._names.of(key)
+        keys, declared = [names.main], b""
+        for _ in range(_DECLARED_TRIES):
+            arguments = [scripts.pack_renew(self._now(), ms, owner, declared, names.member)]
+            reply = await self._run(scripts.RENEW, keys, arguments)
+            if reply[0] != b"K":
+                return bool(reply[0])
+            registry = _declared(reply)
+            keys, declared = scripts.all_keys(names, registry), registry.belongs_to
+        raise _unsettled(key)
+
+    async def release(self, key: Key, owner: str) -> None:
+        """See `Store.release`."""
+        self._clients.current().wakeups.forget(owner)
+        await self._run(scripts.RELEASE, [self._names.of(key).main], [scripts.pack_owner(self._now(), owner)])
+
+    async def unlock(self, key: Key) -> Lease | None:
+        """See `Store.unlock`."""
+        reply = await self._run(scripts.UNLOCK, [self._names.of(key).main], [scripts.pack_now(self._now())])
+        return Lease(decode(reply[0]), int(reply[1]), int(reply[2])) if reply else None
+
+    async def wait(self, key: Key, owner: str, seconds: float) -> None:
+        """See `Store.wait`. Returns after a second at the latest: asking again keeps the place in the queue."""
+        await self._clients.current().wakeups.wait(owner, seconds)
+
+    # ------------------------------------------------------------------------------------------------- lifecycle
+
+    async def delete(self, key: Key, write_id: bytes) -> bool:
+        """See `Store.delete`."""
+        names = self._names.of(key)
+        registry = self._registries.get(names.main)
+        for _ in range(_DECLARED_TRIES):
+            declared = registry.belongs_to if registry is not None else b""
+            keys = [*scripts.all_keys(names, registry), names.tombstone(write_id)]
+            reply = await self._run(scripts.DELETE, keys, [scripts.pack_delete(self._now(), declared, names.member)])
+            if reply[0] != b"K":
+                self._forget(names)
+                return bool(reply[0])
+            registry = _declared(reply)
+        raise _unsettled(key)
+
+    async def find(
+        self,
+        tenant: str,
+        kind: Kind,
+        *,
+        belongs_to: str | None = None,
+        limit: int = 50,
+        cursor: Cursor | None = None,
+    ) -> Page:
+        """See `Store.find`."""
+        client = self._clients.current()
+        by_activity, by_end = self._names.indexes(tenant, kind, belongs_to)
+        found: list[tuple[Cursor, Found]] = []
+        place = cursor
+        while len(found) <= limit:
+            asked = limit + 1 - len(found)
+            time, id = (place.active_at, encode(place.id)) if place is not None else (-1, b"")
+            arguments = [scripts.pack_find(self._now(), asked, time, id)]
+            now, *flat = await client.run(scripts.FIND, [by_activity], arguments)
+            places = [Cursor(int(float(score)), decode(member)) for member, score in scripts.pairs(flat)]
+            gone = await self._read_rows(client, Key(tenant, kind, ""), places, int(now), belongs_to, found)
+            if gone:
+                await client.run(scripts.FORGET, [by_activity, by_end], [scripts.pack_now(int(now)), *gone])
+            if len(places) < asked:
+                break
+            place = places[-1]
+        page = [live for _, live in found[:limit]]
+        return Page(page, found[limit - 1][0] if len(found) > limit else None)
+
+    async def _read_rows(
+        self,
+        client: LoopClient,
+        scope: Key,
+        places: list[Cursor],
+        now: int,
+        belongs_to: str | None,
+        found: list[tuple[Cursor, Found]],
+    ) -> list[bytes]:
+        """Append the live ones to `found`; return those that are gone."""
+        keys = [scope._replace(id=place.id) for place in places]
+        replies = await client.pipeline([(b"HGETALL", self._names.once(key).main) for key in keys]) if keys else []
+        gone = []
+        for key, place, reply in zip(keys, places, replies, strict=True):
+            if isinstance(reply, Exception):
+                raise unavailable(reply) from reply
+            row = _row(key, _as_dict(reply), now)
+            if row is None or (belongs_to is not None and row.belongs_to != belongs_to):
+                gone.append(encode(place.id))
+            else:
+                found.append((place, Found(place.id, row)))
+        return gone
+
+    async def count(self, tenant: str, kind: Kind, *, belongs_to: str | None = None) -> int:
+        """See `Store.count`."""
+        keys = self._names.indexes(tenant, kind, belongs_to)
+        return int(await self._run(scripts.COUNT, list(keys), [scripts.pack_now(self._now())]))
+
+    async def detach(self) -> None:
+        """See `Store.detach`."""
+        await self._clients.detach()
+
+    async def aclose(self) -> None:
+        """See `Store.aclose`."""
+        await self._clients.aclose()
+
+    # ------------------------------------------------------------------------------------------------- helpers
+
+    def _now(self) -> int:
+        return _NOW_OF_REDIS if self._clock is None else self._clock.now_ms()
+
+    async def _run(self, script: Script, keys: list[bytes], arguments: list[bytes]) -> Any:
+        return await self._clients.current().run(script, keys, arguments)
+
+    def _keep(self, names: KeyNames, registry: Registry) -> None:
+        with self._registries_lock:
+            self._registries.pop(names.main, None)
+            if len(self._registries) >= _REGISTRIES_KEPT:
+                del self._registries[next(iter(self._registries))]
+            self._registries[names.main] = registry
+
+    def _forget(self, names: KeyNames) -> None:
+        with self._registries_lock:
+            self._registries.pop(names.main, None)
+
+    def _refuse_the_unreadable(self, key: Key, reply: list[Any]) -> None:
+        if reply[0] == b"F":
+            raise _too_new(key, int(reply[1]))
+        if reply[0] == b"L":
+            # What is kept of it may be wrong: a part that was cleared by hand must not stay declared.
+            self._forget(self._names.of(key))
+            sort, part = reply[1][:1], part_of(reply[1][1:])
+            what = {b"l": "the log", b"c": "the collection"}.get(sort)
+            lost = f"{what} {part.namespace}/{part.name}" if what else "the values"
+            message = f"{lost} of {key.kind} {key.id!r} is no longer in Redis (evicted, or removed by hand)"
+            raise StateLostError(message)
+
+
+_BOUND_TO_A_POOL = ("maint_notifications", "oss_cluster_maint", "orig_", "himport_registry", "event_dispatcher")
+
+
+def _as_redis(url: str, *, ssl: bool) -> str:
+    """The URL in the client's own words."""
+    for theirs, ours in (("valkeys://", "rediss://"), ("valkey://", "redis://")):
+        if url.startswith(theirs):
+            url = ours + url[len(theirs) :]
+    return "rediss://" + url[len("redis://") :] if ssl and url.startswith("redis://") else url
+
+
+# --------------------------------------------------------------------------------------------------- answers of open
+
+
+def _values(
+    head: scripts.Head, call: scripts.OpenCall, found: list[Any] | None, beside: list[Any]
+) -> dict[str, dict[str, bytes]]:
+    if call.values_beside:
+        return scripts.unpack_values([], list(_as_dict(beside[0]).items())) if head.exists else {}
+    if found is None:
+        return {}
+    namespaces, *flat = found
+    return scripts.unpack_values(namespaces, scripts.pairs(flat))
+
+
+def _logs(
+    wanted: Wanted, call: scripts.OpenCall, heads: dict[Any, LogHead], found: list[Any], beside: list[Any]
+) -> list[LogRead]:
+    read_beside = iter(beside[1:] if call.values_beside else beside)
+    logs = []
+    for i, log in enumerate(wanted.logs):
+        head = heads.get(log.part, LogHead(0, 0))
+        continues, items = found[i]
+        if i in call.logs_beside and log.limit != 0:
+            items = next(read_beside)
+            if not head.count:
+                items = []
+        logs.append(LogRead(head, [item[6:] for item in items], bool(continues)))
+    return logs
+
+
+def _as_dict(reply: Any) -> dict[bytes, bytes]:
+    """A hash, which the newer protocol gives as such and the older one as a list."""
+    return reply if isinstance(reply, dict) else dict(scripts.pairs(reply))
+
+
+def _row(key: Key, raw: dict[bytes, bytes], now: int) -> Row | None:
+    gone = int(float(raw[b"g"])) if b"g" in raw else None
+    if b"v" not in raw or (gone is not None and gone <= now):
+        return None
+    if int(raw[b"f"]) > FORMAT:
+        raise _too_new(key, int(raw[b"f"]))
+    belongs = raw.get(b"b")
+    return Row(
+        started_at=int(raw[b"s"]),
+        active_at=int(raw[b"a"]),
+        gone_at=gone,
+        belongs_to=decode(belongs) if belongs else None,
+        record_tag=raw[b"t"],
+        fields={decode(name[1:]): value for name, value in raw.items() if name.startswith(b".")},
+    )
+
+
+# --------------------------------------------------------------------------------------------------- answers of commit
+
+
+def _repeated(commit: Commit, revision: int) -> Committed:
+    previous = commit.expected if commit.expected is not None else ABSENT
+    return Committed(Version(revision, commit.id), previous, None, {}, repeated=True)
+
+
+def _raise_refused(key: Key, commit: Commit, reply: list[Any]) -> None:
+    match reply[0]:
+        case b"N":
+            raise SessionNotFoundError(f"{key.kind} {key.id!r} is gone; nothing was stored")
+        case b"C":
+            message = f"{key.kind} {key.id!r} was changed by another turn; nothing of this one was stored"
+            raise SessionConflictError(message)
+        case b"U":
+            message = f"whether the commit of {key.kind} {key.id!r} is stored can't be told: too many followed"
+            raise CommitUnknownError(message, commit_id=commit.id.hex())
+        case b"B":
+            message = f"{key.kind} {key.id!r} is held by {decode(reply[1])!r}; nothing was stored"
+            raise SessionBusyError(message)
+
+
+def _declared(reply: list[Any]) -> Registry:
+    """What the key has, for the next try. No version: it must not be taken for what a cache knows."""
+    return scripts.registry(Version(-1, b""), reply[2] or b"", reply[1])
+
+
+def _too_new(key: Key, format: int) -> FormatTooNewError:
+    message = f"{key.kind} {key.id!r} has format {format}, this version of agent-sessions reads up to {FORMAT}"
+    return FormatTooNewError(message)
+
+
+def _unsettled(key: Key) -> StoreUnavailableError:
+    return StoreUnavailableError(f"{key.kind} {key.id!r} is changed by others faster than its keys can be declared")
