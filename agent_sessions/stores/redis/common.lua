@@ -13,7 +13,7 @@
 --
 --   v  revision (absent: no session, at most a lease)    i  id of the last commit
 --   c  ring of the last 64 commit ids, 8 bytes each; that of revision n stands at n % 64
---   s  started at    a  active at    g  gone at (absent: never)    b  belongs to
+--   s  started at    a  active at    g  gone at (absent: never)    b  belongs to: `=` and the user (absent: nobody)
 --   t  tag of the record    f  format    k  registry    .<name>  a record field
 --   lo lx ls  the lease: owner, end, since               w  the queue: [owner, deadline, channel, ...] as msgpack
 --

@@ -45,6 +45,16 @@ def unescape(raw: bytes) -> str:
     return decode(_ESCAPED.sub(lambda found: bytes((int(found[1], 16),)), raw))
 
 
+def user_id(user: str | None) -> bytes:
+    """To whom a key belongs, as it is stored: nobody is not the same as the user without a name."""
+    return b"" if user is None else b"=" + encode(user)
+
+
+def user_of(raw: bytes) -> str | None:
+    """The reverse of `user_id`."""
+    return decode(raw[1:]) if raw else None
+
+
 def part_id(part: Part) -> bytes:
     """A part's id in the registry, without the letter for its sort, and the field of a value."""
     return escape(part.namespace) + b"/" + encode(part.name)
@@ -71,7 +81,7 @@ class KeyNames:
         self.gone_index = self.scope + b":g"
 
     def user_indexes(self, user: bytes) -> tuple[bytes, bytes]:
-        """The indexes of what belongs to a user (encoded): by activity, by end."""
+        """The indexes of what belongs to a user, by its `user_id`: by activity, by end."""
         return _user_indexes(self.scope, user)
 
     def log(self, part: bytes) -> bytes:
@@ -117,7 +127,7 @@ class Names:
         scope = self._prefix + _KINDS[kind] + b"@" + _short(escape(tenant))
         if belongs_to is None:
             return scope + b":a", scope + b":g"
-        return _user_indexes(scope, encode(belongs_to))
+        return _user_indexes(scope, user_id(belongs_to))
 
     def channel(self, token: str) -> bytes:
         """The channel on which one event loop of one process is woken."""
@@ -139,5 +149,5 @@ def _hash(escaped: bytes) -> bytes:
 
 
 def _user_indexes(scope: bytes, user: bytes) -> tuple[bytes, bytes]:
-    scope += b"/" + _short(_escape(user))
+    scope += b"/" + _short(_escape(user[1:]))
     return scope + b":a", scope + b":g"

@@ -25,7 +25,17 @@ from agent_sessions.stores.base import (
     Version,
     Wanted,
 )
-from agent_sessions.stores.redis.keys import KeyNames, decode, encode, escape, part_id, part_of, unescape
+from agent_sessions.stores.redis.keys import (
+    KeyNames,
+    decode,
+    encode,
+    escape,
+    part_id,
+    part_of,
+    unescape,
+    user_id,
+    user_of,
+)
 
 HIGHEST = b"\xff"
 """Comes after every byte of UTF-8."""
@@ -244,7 +254,7 @@ class Head(NamedTuple):
             started_at=self.started_at,
             active_at=self.active_at,
             gone_at=self.gone_at,
-            belongs_to=decode(self.belongs_to) if self.belongs_to else None,
+            belongs_to=user_of(self.belongs_to),
             record_tag=self.record_tag,
             fields=fields,
         )
@@ -318,7 +328,7 @@ _COMMIT_NUMBERS = struct.Struct(">HHHHH")
 
 def pack_commit(names: KeyNames, now: int, commit: Commit, held: Registry | None) -> tuple[list[bytes], list[bytes]]:
     """Build the keys and arguments of the script."""
-    belongs = encode(commit.belongs_to or "")
+    belongs = user_id(commit.belongs_to)
     declared = held.belongs_to if held is not None and held.belongs_to else belongs
     keys = first_keys(names, declared)
     places = _declare(names, keys, commit, held)
@@ -439,7 +449,7 @@ def unpack_stored(raw: bytes, commit_id: bytes) -> StoredHead:
         started_at=int(started),
         active_at=int(now),
         gone_at=int(gone) if gone >= 0 else None,
-        belongs_to=decode(belongs) if belongs else None,
+        belongs_to=user_of(belongs),
         record_tag=tag,
         fields=None,
     )

@@ -6,7 +6,7 @@
 
 local now, id, since_rev, since_id = struct.unpack('>dc8dBc0', ARGV[1])
 local m = main(clock(now))
-if not m.exists then return 'unknown' end
+if not m.exists then return since_rev == 0 and 'not_stored' or 'unknown' end
 local ring = call('HGET', K, 'c')
 if ring_find(ring, m.rev, id) then return 'stored' end
 local followed = m.rev - since_rev

@@ -49,7 +49,7 @@ from agent_sessions.stores.base import (
 )
 from agent_sessions.stores.redis import scripts
 from agent_sessions.stores.redis.clients import Clients, LoopClient, unavailable
-from agent_sessions.stores.redis.keys import KeyNames, Names, decode, encode, part_of
+from agent_sessions.stores.redis.keys import KeyNames, Names, decode, encode, part_of, user_of
 from agent_sessions.stores.redis.scripts import Registry, Script
 
 if TYPE_CHECKING:
@@ -471,12 +471,11 @@ def _row(key: Key, raw: dict[bytes, bytes], now: int) -> Row | None:
         return None
     if int(raw[b"f"]) > FORMAT:
         raise _too_new(key, int(raw[b"f"]))
-    belongs = raw.get(b"b")
     return Row(
         started_at=int(raw[b"s"]),
         active_at=int(raw[b"a"]),
         gone_at=gone,
-        belongs_to=decode(belongs) if belongs else None,
+        belongs_to=user_of(raw.get(b"b", b"")),
         record_tag=raw[b"t"],
         fields={decode(name[1:]): value for name, value in raw.items() if name.startswith(b".")},
     )
