@@ -1,0 +1,417 @@
+"""Any sequence of operations leads to what a model of thirty lines of dictionaries says."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from copy import deepcopy
+from dataclasses import dataclass, field
+from typing import Any
+
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, rule, run_state_machine_as_test
+
+from agent_sessions.clock import Clock
+from agent_sessions.errors import SessionBusyError, SessionConflictError, SessionError, SessionNotFoundError
+from agent_sessions.stores.base import (
+    ABSENT,
+    CollectionChange,
+    Commit,
+    Committed,
+    EntryRange,
+    Key,
+    Known,
+    Lease,
+    LogChange,
+    LogHead,
+    LogWanted,
+    Opened,
+    Part,
+    Store,
+    Version,
+    Wanted,
+)
+from agent_sessions.testing.clock import FakeClock
+from agent_sessions.testing.conformance.harness import Harness, lease, new_id
+
+PARTS = [Part("a", "x"), Part("a", "y"), Part("b", "x")]
+OWNERS = ["us", "them"]
+ENTRY_NAMES = ["1", "1/", "1/2", "2"]
+
+
+@dataclass
+class Life:
+    """A key from its making to its end, as plain data."""
+
+    started_at: int
+    commits: list[Version] = field(default_factory=list)
+    active_at: int = 0
+    gone_at: int | None = None
+    belongs_to: str | None = None
+    fields: dict[str, bytes] = field(default_factory=dict)
+    values: dict[Part, bytes] = field(default_factory=dict)
+    logs: dict[Part, list[tuple[int, bytes]]] = field(default_factory=dict)
+    assigned: dict[Part, int] = field(default_factory=dict)
+    collections: dict[Part, dict[str, bytes]] = field(default_factory=dict)
+
+    def apply(self, commit: Commit, now: int) -> None:
+        """The meaning of a commit."""
+        self.commits.append(Version(len(self.commits) + 1, commit.id))
+        self.active_at = now
+        self.gone_at = None if commit.ttl_ms is None else now + commit.ttl_ms
+        self.belongs_to = self.belongs_to or commit.belongs_to
+        merge(self.fields, commit.fields)
+        merge(self.values, commit.values)
+        for part, change in commit.logs.items():
+            items = self.logs.setdefault(part, [])
+            del items[0 if change.clear else max(0, len(items) - change.pop) :]
+            for data in change.append:
+                self.assigned[part] = self.assigned.get(part, 0) + 1
+                items.append((self.assigned[part], data))
+        for part, changed in commit.collections.items():
+            entries = self.collections.setdefault(part, {})
+            for name in list(entries):
+                if any(name.startswith(prefix) for prefix in changed.delete_prefixes):
+                    del entries[name]
+            merge(entries, changed.entries)
+
+    def head(self, part: Part) -> LogHead:
+        """Where a log stands."""
+        items = self.logs.get(part)
+        return LogHead(len(items), items[-1][0]) if items else LogHead(0, 0)
+
+    def by_namespace(self) -> dict[str, dict[str, bytes]]:
+        """The values as a store tells them."""
+        told: dict[str, dict[str, bytes]] = {}
+        for part, data in self.values.items():
+            told.setdefault(part.namespace, {})[part.name] = data
+        return told
+
+
+@dataclass
+class Seen:
+    """What a client saw once, and may still have in its cache."""
+
+    known: Known
+    life: Life
+
+
+commits = st.fixed_dictionaries(
+    {
+        "values": st.dictionaries(st.sampled_from(PARTS), st.none() | st.binary(max_size=2), max_size=2),
+        "logs": st.dictionaries(
+            st.sampled_from(PARTS[1:]),
+            st.builds(
+                LogChange,
+                clear=st.integers(0, 9).map(lambda number: number == 0),
+                pop=st.sampled_from([0, 0, 0, 1, 2]),
+                append=st.lists(st.binary(max_size=2), max_size=3),
+            ),
+            max_size=2,
+        ),
+        "collections": st.dictionaries(
+            st.sampled_from(PARTS[1:]),
+            st.builds(
+                CollectionChange,
+                delete_prefixes=st.lists(st.sampled_from(["1", "1/"]), max_size=1),
+                entries=st.dictionaries(st.sampled_from(ENTRY_NAMES), st.none() | st.binary(max_size=2), max_size=3),
+            ),
+            max_size=1,
+        ),
+        "fields": st.dictionaries(st.sampled_from(["f", "g"]), st.none() | st.binary(max_size=2), max_size=1),
+        "ttl_ms": st.sampled_from([None, 5_000, 60_000]),
+        "hold_ms": st.sampled_from([None, None, 3_000]),
+        "belongs_to": st.sampled_from([None, "ann", "bob"]),
+    }
+)
+
+
+class Machine(RuleBasedStateMachine):
+    """Drives a store and the model with the same operations. Two keys, two owners, no queue."""
+
+    def __init__(self, make_store: Callable[[Clock], Store]) -> None:
+        super().__init__()
+        self.runner = asyncio.Runner()
+        self.clock = FakeClock()
+        self.store = make_store(self.clock)
+        tenant = f"tenant-{new_id().hex()}"
+        self.keys = [Key(tenant, "session", "one"), Key(tenant, "session", "two")]
+        self.lives: dict[Key, Life] = {}
+        self.leases: dict[Key, Lease] = {}
+        self.sent: dict[Key, list[Commit]] = {key: [] for key in self.keys}
+        self.seen: dict[Key, list[Seen]] = {key: [] for key in self.keys}
+
+    def teardown(self) -> None:
+        """Close the store and its loop."""
+        self.runner.run(self.store.aclose())
+        self.runner.close()
+
+    # ------------------------------------------------------------------------ what time does to the model
+
+    def life(self, key: Key) -> Life | None:
+        """The present life of a key."""
+        life = self.lives.get(key)
+        if life is not None and life.gone_at is not None and life.gone_at <= self.clock.now_ms():
+            del self.lives[key]
+            return None
+        return life
+
+    def lease(self, key: Key) -> Lease | None:
+        """The live lease on a key."""
+        held = self.leases.get(key)
+        return held if held is not None and held.until > self.clock.now_ms() else None
+
+    # ------------------------------------------------------------------------ rules
+
+    @rule(number=st.integers(0, 1), owner=st.sampled_from(OWNERS), expect=st.sampled_from("vvvvnnao"), changes=commits)
+    def commit(self, number: int, owner: str, expect: str, changes: dict[str, Any]) -> None:
+        """Expecting the version there is (v), none (n), absence (a), or an old version (o)."""
+        key = self.keys[number]
+        life = self.life(key)
+        version = life.commits[-1] if life is not None else ABSENT
+        old = self.seen[key][0].known.version if self.seen[key] else Version(1, new_id())
+        expected = {"v": version, "n": None, "a": ABSENT, "o": old}[expect]
+        commit = Commit(id=new_id(), owner=owner, expected=expected, parts=PARTS, **deepcopy(changes))
+        held = self.lease(key)
+        allowed: list[type[SessionError]] = []
+        if expected is not None and expected != version:
+            allowed.append(SessionNotFoundError if life is None else SessionConflictError)
+        if held is not None and held.owner != owner:
+            allowed.append(SessionBusyError)
+        self.sent[key].append(commit)
+        if allowed:
+            self.expect_refusal(key, commit, tuple(allowed))
+            return
+        committed = self.runner.run(self.store.commit(key, commit))
+        now = self.clock.now_ms()
+        life = self.lives.setdefault(key, Life(started_at=now))
+        life.apply(commit, now)
+        self.leases.pop(key, None)
+        if commit.hold_ms is not None:
+            self.leases[key] = Lease(owner, now if held is None else held.since, now + commit.hold_ms)
+        assert not committed.repeated
+        assert committed.previous == version
+        assert committed.version == life.commits[-1]
+        assert committed.log_heads == {part: life.head(part) for part in commit.logs}
+        self.remember(key, committed, life)
+
+    def expect_refusal(self, key: Key, commit: Commit, allowed: tuple[type[SessionError], ...]) -> None:
+        """The commit has to fail, for one of these reasons."""
+        try:
+            self.runner.run(self.store.commit(key, commit))
+        except allowed:
+            return
+        raise AssertionError(f"the commit was stored, instead of {allowed}")
+
+    def remember(self, key: Key, committed: Committed, life: Life) -> None:
+        """What the client that committed knows now."""
+        assert committed.row is not None
+        self.seen[key].append(Seen(Known(committed.version, committed.row.record_tag), deepcopy(life)))
+
+    @rule(number=st.integers(0, 1), back=st.integers(0, 9))
+    def send_again(self, number: int, back: int) -> None:
+        """A commit that was sent before: stored ones are recognised, and nothing changes."""
+        key = self.keys[number]
+        if back >= len(self.sent[key]):
+            return
+        commit = self.sent[key][-1 - back]
+        life = self.life(key)
+        made = [version for version in (life.commits if life is not None else []) if version.commit_id == commit.id]
+        if made:
+            again = self.runner.run(self.store.commit(key, commit))
+            assert again.repeated
+            assert again.version == made[0]
+        status = self.runner.run(self.store.commit_status(key, commit.id, since=commit.expected or ABSENT))
+        assert (status == "stored") == bool(made)
+
+    @rule(number=st.integers(0, 1), owner=st.sampled_from(OWNERS), ms=st.sampled_from([1_000, 10_000]))
+    def take(self, number: int, owner: str, ms: int) -> None:
+        """Take a lease."""
+        key, now = self.keys[number], self.clock.now_ms()
+        held = self.lease(key)
+        opened = self.runner.run(self.store.open(key, lease=lease(owner, ms=ms)))
+        assert opened.granted == (held is None or held.owner == owner)
+        if opened.granted:
+            self.leases[key] = Lease(owner, now if held is None else held.since, now + ms)
+        assert opened.lease == self.lease(key)
+
+    @rule(number=st.integers(0, 1), owner=st.sampled_from(OWNERS), ms=st.sampled_from([1_000, 10_000]))
+    def renew(self, number: int, owner: str, ms: int) -> None:
+        """Renew a lease."""
+        key, now = self.keys[number], self.clock.now_ms()
+        held, life = self.lease(key), self.life(key)
+        renewed = self.runner.run(self.store.renew(key, owner, ms))
+        assert renewed == (held is not None and held.owner == owner)
+        if held is not None and renewed:
+            self.leases[key] = Lease(owner, held.since, now + ms)
+            if life is not None and life.gone_at is not None:
+                life.gone_at = max(life.gone_at, now + ms)
+
+    @rule(number=st.integers(0, 1), owner=st.sampled_from(OWNERS))
+    def release(self, number: int, owner: str) -> None:
+        """Release a lease."""
+        key = self.keys[number]
+        self.runner.run(self.store.release(key, owner))
+        held = self.lease(key)
+        if held is not None and held.owner == owner:
+            del self.leases[key]
+
+    @rule(number=st.integers(0, 1))
+    def unlock(self, number: int) -> None:
+        """Break a lease."""
+        key = self.keys[number]
+        assert self.runner.run(self.store.unlock(key)) == self.lease(key)
+        self.leases.pop(key, None)
+
+    @rule(seconds=st.sampled_from([0.001, 0.999, 1.0, 2.5, 7.0]))
+    def advance(self, seconds: float) -> None:
+        """Time goes by."""
+        self.clock.advance(seconds)
+
+    @rule(number=st.integers(0, 1), sure=st.integers(0, 3))
+    def delete(self, number: int, sure: int) -> None:
+        """Delete a key, now and then. Its lease goes, too: who asks next, gets it."""
+        key = self.keys[number]
+        if sure:
+            return
+        write_id = new_id()
+        life = self.life(key)
+        existed = self.runner.run(self.store.delete(key, write_id))
+        assert existed == (life is not None)
+        assert self.runner.run(self.store.delete(key, write_id)) == existed
+        self.runner.run(self.store.unlock(key))
+        self.leases.pop(key, None)
+        self.lives.pop(key, None)
+
+    @rule(number=st.integers(0, 1), back=st.integers(0, 19), limit=st.sampled_from([None, 0, 1, 3]))
+    def read_on(self, number: int, back: int, limit: int | None) -> None:
+        """Read with a cache of some earlier time, of this life or a former one."""
+        key = self.keys[number]
+        if back < len(self.seen[key]):
+            self.check(key, self.seen[key][-1 - back], limit)
+
+    @rule(number=st.integers(0, 1))
+    def read(self, number: int) -> None:
+        """Read without any knowledge."""
+        self.check(self.keys[number], None, None)
+
+    @rule(limit=st.integers(1, 3))
+    def list(self, limit: int) -> None:
+        """Find and count."""
+        tenant = self.keys[0].tenant
+        for user in (None, "ann", "bob"):
+            lives = [(life, key) for key in self.keys if (life := self.life(key)) is not None]
+            expected = [
+                (life.active_at, key.id, life.fields) for life, key in lives if user is None or life.belongs_to == user
+            ]
+            found, cursor, first = [], None, True
+            while first or cursor is not None:
+                page = self.runner.run(self.store.find(tenant, "session", belongs_to=user, limit=limit, cursor=cursor))
+                found += [(place.row.active_at, place.id, place.row.fields) for place in page.found]
+                cursor, first = page.next, False
+            assert found == sorted(expected, key=lambda place: place[:2], reverse=True)
+            assert self.runner.run(self.store.count(tenant, "session", belongs_to=user)) == len(expected)
+
+    # ------------------------------------------------------------------------ comparison
+
+    def check(self, key: Key, seen: Seen | None, limit: int | None) -> None:
+        """Compare what a client with this cache makes of the answer with the model."""
+        logs = [LogWanted(part, limit, *(seen.life.head(part) if seen is not None else (0, 0))) for part in PARTS]
+        wanted = Wanted(
+            logs=logs,
+            entries=[(part, name) for part in PARTS for name in ENTRY_NAMES],
+            ranges=[EntryRange(part, prefix) for part in PARTS for prefix in ("", "1")],
+        )
+        known = seen.known if seen is not None else None
+        opened = self.runner.run(self.store.open(key, wanted=wanted, known=known))
+        life = self.life(key)
+        assert opened.now == self.clock.now_ms()
+        assert opened.lease == self.lease(key)
+        if life is None:
+            assert opened.row is None
+            assert opened.version == ABSENT
+            return
+        assert opened.version == life.commits[-1]
+        assert opened.continues == (seen is not None and seen.known.version in life.commits)
+        self.check_row(opened, seen, life)
+        self.check_values(opened, seen, life)
+        self.check_logs(opened, seen, life, limit)
+        self.check_collections(opened, life)
+        if seen is None:
+            self.seen[key].append(
+                Seen(Known(opened.version, opened.row.record_tag if opened.row else b""), deepcopy(life))
+            )
+
+    def check_row(self, opened: Opened, seen: Seen | None, life: Life) -> None:
+        """The row, with fields if they changed."""
+        row = opened.row
+        assert row is not None
+        times = (life.started_at, life.active_at, life.gone_at)
+        assert (row.started_at, row.active_at, row.gone_at, row.belongs_to) == (*times, life.belongs_to)
+        if row.fields is None:
+            assert seen is not None
+            assert seen.life.fields == life.fields
+        else:
+            assert row.fields == life.fields
+
+    def check_values(self, opened: Opened, seen: Seen | None, life: Life) -> None:
+        """The namespaces that changed."""
+        values = seen.life.by_namespace() if seen is not None and opened.continues else {}
+        values.update(opened.values)
+        assert {namespace: named for namespace, named in values.items() if named} == life.by_namespace()
+
+    def check_logs(self, opened: Opened, seen: Seen | None, life: Life, limit: int | None) -> None:
+        """The tails, or the windows."""
+        assert {part: head for part, head in opened.log_heads.items() if head.count} == {
+            part: life.head(part) for part, items in life.logs.items() if items
+        }
+        for part, read in zip(PARTS, opened.logs, strict=True):
+            items = [data for _, data in life.logs.get(part, [])]
+            assert read.head == life.head(part)
+            if read.continues:
+                assert seen is not None
+                count = seen.life.head(part).count
+                assert seen.life.logs.get(part, []) == life.logs.get(part, [])[:count]
+                assert read.items == items[count:]
+            else:
+                assert read.items == items[max(0, len(items) - limit) if limit is not None else 0 :]
+
+    def check_collections(self, opened: Opened, life: Life) -> None:
+        """Entries and ranges."""
+        kept = {part: entries for part, entries in life.collections.items() if entries}
+        assert set(opened.collections) == set(kept)
+        assert opened.entries == [kept.get(part, {}).get(name) for part in PARTS for name in ENTRY_NAMES]
+        assert opened.ranges == [
+            sorted(entry for entry in kept.get(part, {}).items() if entry[0].startswith(prefix))
+            for part in PARTS
+            for prefix in ("", "1")
+        ]
+
+
+def merge(kept: dict[Any, bytes], changes: dict[Any, bytes | None]) -> None:
+    """Put what is given, delete what is None."""
+    for name, data in changes.items():
+        if data is None:
+            kept.pop(name, None)
+        else:
+            kept[name] = data
+
+
+class AnySequence(Harness):
+    """The model against the store."""
+
+    EXAMPLES = 60
+    """How many sequences are tried."""
+
+    def test_any_sequence_of_operations_does_what_the_model_says(self) -> None:
+        run_state_machine_as_test(
+            lambda: Machine(self.make_store),
+            settings=settings(
+                max_examples=self.EXAMPLES,
+                stateful_step_count=40,
+                deadline=None,
+                database=None,
+                suppress_health_check=list(HealthCheck),
+            ),
+        )
