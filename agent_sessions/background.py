@@ -47,8 +47,13 @@ def call(function: Callable[..., Awaitable[T]], *args: Any) -> T:
     return portal().call(function, *args)
 
 
-async def uncancelled(work: Awaitable[T]) -> T:
-    """Await something to its end even if this task is cancelled meanwhile; the cancellation is raised then."""
+async def uncancelled(work: Awaitable[T], *, never_waits: bool = False) -> T:
+    """Await something to its end even if this task is cancelled meanwhile; the cancellation is raised then.
+
+    What `never_waits` can't be cancelled half-way, and needs no task of its own.
+    """
+    if never_waits:
+        return await work
     task = asyncio.ensure_future(work)
     try:
         return await asyncio.shield(task)

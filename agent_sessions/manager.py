@@ -345,8 +345,7 @@ class SessionManager:
                 yield session
             finally:
                 leave_session(token)
-            if not await turn.commit(release=True):
-                await self._release(turn.key, turn.owner or "")
+            await turn.commit(release=True)
             stored = True
             self._remember(turn)
         except BaseException:
@@ -364,7 +363,8 @@ class SessionManager:
     async def _release(self, key: Key, owner: str) -> None:
         """Give the lease up as soon as possible; if the store is away, it runs out by itself."""
         try:
-            await uncancelled(asyncio.wait_for(self.store.release(key, owner), timeout=self.lease_ms / 1000))
+            releasing = asyncio.wait_for(self.store.release(key, owner), timeout=self.lease_ms / 1000)
+            await uncancelled(releasing)
         except (SessionError, TimeoutError) as error:
             logger.warning("the lease of session %r could not be given up (%s); it will run out", key.id, error)
 

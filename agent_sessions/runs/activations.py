@@ -6,11 +6,10 @@ import logging
 import random
 import secrets
 from dataclasses import dataclass, field, replace
-from datetime import datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any, Literal
 
 from .. import codec
-from ..background import uncancelled
 from ..errors import SessionError
 from ..manager import SessionManager
 from ..record import as_time
@@ -27,6 +26,8 @@ MAX_TEXT_BYTES = 16 * 2**10
 
 _PRUNE_CHANCE = 1 / 16
 _FIELD = "activation"
+_TIMES = ("start", "end")
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 @dataclass
@@ -121,7 +122,7 @@ class Activations:
             fields={_FIELD: codec.encode(_fields(activation))},
         )
         try:
-            await uncancelled(self._manager.store.commit(_key(activation), commit))
+            await self._manager.store.commit(_key(activation), commit)
         except SessionError as error:
             logger.warning("activation %s could not be written: %s", activation.activation_id, error.code)
             return False
@@ -162,12 +163,25 @@ def _key(activation: Activation) -> Key:
 
 
 def _fields(activation: Activation) -> dict[str, Any]:
+    """The activation as plain data, times as microseconds since 1970-01-01 UTC."""
     fields = {name: value for name, value in vars(activation).items() if value is not None}
-    fields["skills"] = [vars(call) for call in list(activation.skills)]
-    return fields
+    fields["skills"] = [_plain(vars(call)) for call in list(activation.skills)]
+    return _plain(fields)
 
 
 def _decoded(row: Row) -> Activation:
     fields = codec.decode((row.fields or {})[_FIELD])
-    fields["skills"] = [SkillCall(**call) for call in fields["skills"]]
-    return Activation(**fields)
+    fields["skills"] = [SkillCall(**_timed(call)) for call in fields["skills"]]
+    return Activation(**_timed(fields))
+
+
+def _plain(fields: dict[str, Any]) -> dict[str, Any]:
+    return {**fields, **{name: _microseconds(fields[name]) for name in _TIMES if fields.get(name) is not None}}
+
+
+def _timed(fields: dict[str, Any]) -> dict[str, Any]:
+    return {**fields, **{name: _EPOCH + timedelta(microseconds=fields[name]) for name in _TIMES if fields.get(name)}}
+
+
+def _microseconds(moment: datetime) -> int:
+    return (moment - _EPOCH) // timedelta(microseconds=1)

@@ -153,7 +153,7 @@ async def executing(manager: SessionManager, hooks: Sequence[Hook], request: Req
     activation = _started(manager, adapter, request, parent)
     thread, is_child = _thread(adapter, request, activation, parent)
     activations = Activations(manager)
-    starting = asyncio.ensure_future(activations.start(activation))
+    starting = await _starting(activations, activation, manager.store.never_waits)
     opening = manager.open(
         activation.session_id if request.session is None else request.session,
         user_id=request.user_id,
@@ -190,7 +190,16 @@ async def executing(manager: SessionManager, hooks: Sequence[Hook], request: Req
         if parent is None and "session" in locals():
             session.volatile.clear()
         activation.end = datetime.now(UTC)
-        await uncancelled(_finished(activations, activation, starting))
+        await uncancelled(_finished(activations, activation, starting), never_waits=manager.store.never_waits)
+
+
+async def _starting(activations: Activations, activation: Activation, never_waits: bool) -> asyncio.Future[str]:
+    """Write the activation beside the opening of the turn; right now, if that never waits."""
+    if not never_waits:
+        return asyncio.ensure_future(activations.start(activation))
+    started: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+    started.set_result(await activations.start(activation))
+    return started
 
 
 async def _finished(activations: Activations, activation: Activation, starting: asyncio.Future[str]) -> None:

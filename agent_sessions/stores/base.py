@@ -282,6 +282,9 @@ class Store(Protocol):
     that the record counts is gone, `FORMAT_TOO_NEW`.
     """
 
+    never_waits: bool
+    """True if no operation but `wait` ever gives control back to the event loop: it is all in this process."""
+
     async def open(
         self,
         key: Key,

@@ -60,6 +60,8 @@ _ALL = Wanted()
 class MemoryStore:
     """Keeps everything in this process, for as long as this object lives."""
 
+    never_waits = True
+
     def __init__(self, clock: Clock | None = None) -> None:
         self._clock: Clock = clock or SystemClock()
         self._lock = threading.Lock()

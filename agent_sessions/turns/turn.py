@@ -228,8 +228,10 @@ class Turn:
 
     # ------------------------------------------------------------------------------------------------ the end
 
-    async def commit(self, *, release: bool) -> bool:
-        """Store all drafts as one commit; with `release`, give the lease up in it. False if there was nothing to store.
+    async def commit(self, *, release: bool) -> None:
+        """Store all drafts as one commit; with `release`, give the lease up in it.
+
+        The last commit of a turn is made even if nothing was changed: it counts as activity, and makes a new session.
 
         Raises:
             SessionConflictError: The session changed since the turn read it.
@@ -248,16 +250,16 @@ class Turn:
                     raise
                 self._image = folded
             if commit is None:
-                return False
+                return
             try:
-                committed = await uncancelled(store_commit(self.store, self.key, commit, self._lease_ms, self.traffic))
+                storing = store_commit(self.store, self.key, commit, self._lease_ms, self.traffic)
+                committed = await uncancelled(storing, never_waits=self.store.never_waits)
             except SessionError as error:
                 self._failure = error if self._blind else _lost_lease_is_conflict(error, self.key)
                 raise self._failure from error
             with self._lock:
                 self._image = _confirmed(folded, commit, committed)
                 self.is_certain = self.is_certain and committed.previous == folded.version and not committed.repeated
-            return True
 
     async def _step(self) -> None:
         if self.mode == "step":
@@ -270,7 +272,7 @@ class Turn:
         logs, collections, fields = self._logs, self._collections, self._fields
         self._logs, self._collections, self._fields = {}, {}, {}
         changed = bool(values or logs or collections or fields)
-        if not changed and (image.row is None or not release):
+        if not changed and not release:
             return None, image
         commit = Commit(
             id=secrets.token_bytes(8),
