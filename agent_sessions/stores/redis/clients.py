@@ -180,7 +180,7 @@ def abandon(connection: AbstractConnection) -> None:
         socket = getattr(transport, "_sock", None)
         if socket is not None:
             socket.close()
-            transport._sock = None
+            transport._sock, transport._closing = None, True
         connection._reader = connection._writer = None
 
 
@@ -207,8 +207,8 @@ _CODES = {
     "MISCONF": "Redis can't save to its disk and refuses writes",
     "NOREPLICAS": "Redis has too few replicas and refuses writes",
     "BUSY": "Redis is busy with a script",
-    "MOVED": "this Redis is a cluster node; set AK_SESSION__REDIS__CLUSTER",
-    "CROSSSLOT": "this Redis is a cluster node; set AK_SESSION__REDIS__CLUSTER",
+    "MOVED": "this Redis is a node of a cluster, which this store does not support",
+    "CROSSSLOT": "this Redis is a node of a cluster, which this store does not support",
     "CLUSTERDOWN": "the Redis cluster is down",
     "WRONGTYPE": "a key under the store's prefix is used by something else",
     "READONLY": "this Redis is a read-only replica; connect to the primary",

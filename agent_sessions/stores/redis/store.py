@@ -73,6 +73,8 @@ class RedisStore:
         clock: For tests; the server's own time if None.
     """
 
+    never_waits = False
+
     def __init__(self, client: Redis, *, prefix: str = "ak:sessions:", clock: Clock | None = None) -> None:
         kwargs = client.connection_pool.connection_kwargs
         if kwargs.get("decode_responses"):
