@@ -1,7 +1,7 @@
 """OpenTelemetry spans and metrics of turns, through its API only.
 
-Nothing is measured, and nothing imported, in a process where nobody has imported `opentelemetry`. No span and no
-metric carries a stored value; a session's id is on the span only.
+Nothing is measured, and nothing imported, in a process where nobody has set a provider. No span and no metric carries
+a stored value; a session's id is on the span only.
 
 | span | attributes |
 |---|---|
@@ -23,7 +23,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from msgspec import Struct
 
@@ -49,10 +49,10 @@ class Observation(Struct):
 def observed_turn(key: Key) -> Iterator[Observation]:
     """Observe a turn: a span around it, and its metrics at the end."""
     observation = Observation(Traffic())
-    instruments = _instruments() if "opentelemetry" in sys.modules else None
-    if instruments is None:
+    if not _is_configured():
         yield observation
         return
+    instruments = _instruments()
     started = time.monotonic()
     attributes = {"session.id": key.id, "session.tenant": key.tenant}
     with instruments.tracer.start_as_current_span(
@@ -65,10 +65,6 @@ def observed_turn(key: Key) -> Iterator[Observation]:
             raise
         finally:
             instruments.record(span, observation, time.monotonic() - started)
-
-
-class _Histogram(Protocol):
-    def record(self, amount: float, attributes: dict[str, str]) -> None: ...
 
 
 class _Instruments:
@@ -98,6 +94,19 @@ class _Instruments:
         span.set_attribute("session.turn.wait_s", turn.wait_s)
         span.set_attribute("session.turn.round_trips", turn.traffic.round_trips)
         span.set_attribute("session.turn.bytes_written", turn.traffic.bytes_written)
+
+
+def _is_configured() -> bool:
+    if "opentelemetry" not in sys.modules:
+        return False
+    from opentelemetry import metrics, trace
+
+    return not (_is_proxy(trace.get_tracer_provider()) and _is_proxy(metrics.get_meter_provider()))
+
+
+def _is_proxy(provider: object) -> bool:
+    """Whether it only stands for a provider that nobody has set; one of these two classes has no public name."""
+    return "Proxy" in type(provider).__name__
 
 
 @cache

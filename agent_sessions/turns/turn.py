@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import secrets
 import threading
+from collections import deque
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import asynccontextmanager
@@ -65,7 +66,8 @@ class Turn:
         self._ttl_ms = ttl_ms
         self._blind = blind
         self._lock = threading.RLock()
-        self._last_io: Future[None] | None = None
+        self._io_runs = False
+        self._io_queue: deque[Future[None]] = deque()
         self._logs: dict[Part, LogDraft] = {}
         self._collections: dict[Part, CollectionDraft] = {}
         self._fields: dict[str, bytes | None] = {}
@@ -348,18 +350,26 @@ class Turn:
     @asynccontextmanager
     async def _io(self) -> AsyncIterator[None]:
         """One store operation of a turn at a time, whichever loops and threads they come from."""
-        mine: Future[None] = Future()
         with self._lock:
-            previous, self._last_io = self._last_io, mine
+            place: Future[None] | None = Future() if self._io_runs else None
+            self._io_runs = True
+            if place is not None:
+                self._io_queue.append(place)
         try:
-            if previous is not None and not previous.done():
-                await asyncio.shield(asyncio.wrap_future(previous))
+            if place is not None:
+                await asyncio.shield(asyncio.wrap_future(place))
             yield
         finally:
-            if previous is None or previous.done():
-                mine.set_result(None)
+            self._leave_io(place)
+
+    def _leave_io(self, place: Future[None] | None) -> None:
+        with self._lock:
+            if place is not None and place in self._io_queue:  # cancelled while it stood there
+                self._io_queue.remove(place)
+            elif self._io_queue:
+                self._io_queue.popleft().set_result(None)
             else:
-                previous.add_done_callback(lambda _: mine.set_result(None))
+                self._io_runs = False
 
     # ------------------------------------------------------------------------------------------------ small parts
 

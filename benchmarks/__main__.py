@@ -1,0 +1,35 @@
+"""Run all comparisons: python -m benchmarks [conversation] [langgraph] [overhead]. About three minutes."""
+
+from __future__ import annotations
+
+import asyncio
+import platform
+import sys
+
+from .servers import redis_server
+
+BLOCKS = ("conversation", "langgraph", "overhead")
+
+
+async def main(blocks: list[str]) -> None:
+    print(f"Python {platform.python_version()}; times differ from machine to machine: compare within a block")
+    with redis_server() as url:
+        if "conversation" in blocks:
+            from . import conversation
+
+            await conversation.compare(url)
+        if "langgraph" in blocks:
+            from . import langgraph_turns
+
+            await langgraph_turns.compare(url)
+    if "overhead" in blocks:
+        from . import overhead
+
+        await overhead.of_the_runner()
+        overhead.of_the_import()
+
+
+chosen = sys.argv[1:] or list(BLOCKS)
+if unknown := [block for block in chosen if block not in BLOCKS]:
+    sys.exit(f"no such block: {', '.join(unknown)}; there are {', '.join(BLOCKS)}")
+asyncio.run(main(chosen))

@@ -1,0 +1,72 @@
+"""A LangGraph turn: one node, two messages. The published savers beside ours."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import redis.asyncio
+from langchain_core.messages import AIMessage, HumanMessage
+from langgraph.checkpoint.memory import InMemorySaver
+from langgraph.checkpoint.sqlite.aio import AsyncSqliteSaver
+from langgraph.graph import START, MessagesState, StateGraph
+from langgraph_checkpoint_plainredis import AsyncRedisSaver
+
+from agent_sessions import Runner, SessionManager
+from agent_sessions.stores.redis import RedisStore
+from agent_sessions_langgraph import SessionSaver
+
+from .measure import Server, run_turns, table
+
+MARKS = [10, 50, 200]
+
+
+def graph(saver: Any) -> Any:
+    builder = StateGraph(MessagesState)
+    builder.add_node("bot", lambda state: {"messages": [AIMessage("z" * 300)]})
+    builder.add_edge(START, "bot")
+    return builder.compile(checkpointer=saver)
+
+
+def question(turn: int) -> dict[str, Any]:
+    return {"messages": [HumanMessage(f"question {turn} " + "x" * 120)]}
+
+
+def graph_turn(saver: Any) -> Callable[[int], Awaitable[None]]:
+    compiled, config = graph(saver), {"configurable": {"thread_id": "t1"}}
+
+    async def turn(number: int) -> None:
+        await compiled.ainvoke(question(number), config)
+
+    return turn
+
+
+def runner_turn(runner: Runner) -> Callable[[int], Awaitable[None]]:
+    compiled = graph(None)
+
+    async def turn(number: int) -> None:
+        await runner.run(compiled, "runner", question(number))
+
+    return turn
+
+
+async def compare(url: str) -> None:
+    server, store = Server(url), RedisStore.from_url(url)
+    client = redis.asyncio.Redis.from_url(url)
+    manager = SessionManager(store)
+    rows = [
+        await run_turns("no checkpointer", graph_turn(None), MARKS, None),
+        await run_turns("InMemorySaver", graph_turn(InMemorySaver()), MARKS, None),
+    ]
+    with tempfile.TemporaryDirectory() as folder:
+        async with AsyncSqliteSaver.from_conn_string(str(Path(folder) / "peer.db")) as peer:
+            rows.append(await run_turns("langgraph-checkpoint-sqlite", graph_turn(peer), MARKS, None))
+    plain = graph_turn(AsyncRedisSaver(client))
+    rows.append(await run_turns("langgraph-checkpoint-plainredis", plain, MARKS, server))
+    rows.append(await run_turns("agent-sessions, Runner", runner_turn(Runner(manager)), MARKS, server))
+    rows.append(await run_turns("agent-sessions, SessionSaver alone", graph_turn(SessionSaver(manager)), MARKS, server))
+    table("A LangGraph turn (Redis, where not said otherwise), ms", rows, MARKS)
+    await client.aclose()
+    await store.aclose()
