@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import threading
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any, TypeVar
 
 import anyio
@@ -15,6 +15,7 @@ T = TypeVar("T")
 
 _lock = threading.Lock()
 _portal: BlockingPortal | None = None
+_loop: asyncio.AbstractEventLoop | None = None
 
 
 def portal() -> BlockingPortal:
@@ -32,6 +33,8 @@ def _start() -> BlockingPortal:
     made: list[BlockingPortal] = []
 
     async def serve() -> None:
+        global _loop
+        _loop = asyncio.get_running_loop()
         async with BlockingPortal() as served:
             made.append(served)
             started.set()
@@ -45,6 +48,13 @@ def _start() -> BlockingPortal:
 def call(function: Callable[..., Awaitable[T]], *args: Any) -> T:
     """Run one of the library's own coroutine functions in the background thread and wait for it."""
     return portal().call(function, *args)
+
+
+def spawn(function: Callable[[], Coroutine[Any, Any, None]]) -> None:
+    """Start one of the library's own coroutine functions in the background thread, from any thread."""
+    portal()
+    assert _loop is not None
+    asyncio.run_coroutine_threadsafe(function(), _loop)
 
 
 async def uncancelled(work: Awaitable[T], *, never_waits: bool = False) -> T:

@@ -47,7 +47,7 @@ class LeaseKeeper:
             self._held[owner] = (key, time.monotonic())
             start, self._running = not self._running, True
         if start:
-            background.portal().start_task_soon(self._keep)
+            background.spawn(self._keep)
 
     def drop(self, owner: str) -> None:
         """Stop renewing; not an error if it is unknown."""
