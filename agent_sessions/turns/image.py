@@ -79,7 +79,9 @@ class Image(Struct, frozen=True):
         if opened.row is None:
             return NOTHING
         kept = self if opened.continues else NOTHING
-        row = opened.row if opened.row.fields is not None else structs.replace(opened.row, fields=dict(kept.fields))
+        row = opened.row
+        if row.fields is None:  # the tag alone says so: true also if the versions in between are forgotten
+            row = structs.replace(row, fields=dict(self.fields))
         return Image(
             version=opened.version,
             row=row,
