@@ -103,6 +103,7 @@ class Turn:
         with self._lock:
             self._check_writable()
             data = None if value is None else codec.encode(value)
+            self._fields.pop(name, None)
             if data != self._image.fields.get(name):
                 self._fields[name] = data
 
