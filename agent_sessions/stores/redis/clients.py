@@ -1,4 +1,8 @@
-"""Connections to Redis: clients of their own for each event loop, and what their errors mean."""
+"""Connections to Redis: a set of their own for each event loop, and what their errors mean.
+
+A command is written and its reply read on a connection that nobody else uses meanwhile. redis-py makes, authenticates
+and parses the connections; its client and pool, which cost as much time as Redis needs for a turn, are left out.
+"""
 
 from __future__ import annotations
 
@@ -8,117 +12,184 @@ import os
 import threading
 from collections.abc import Callable, Sequence
 from secrets import token_hex
-from typing import Any
+from typing import Any, NamedTuple
 
-from redis.asyncio import Redis
-from redis.asyncio.connection import AbstractConnection, ConnectionPool
+from redis.asyncio.connection import AbstractConnection
 from redis.exceptions import (
     AuthenticationError,
+    AuthorizationError,
     BusyLoadingError,
     ClusterDownError,
     ClusterError,
-    ConnectionError,
-    ExecAbortError,
-    MaxConnectionsError,
     NoPermissionError,
     NoScriptError,
     OutOfMemoryError,
     ReadOnlyError,
     RedisError,
     ResponseError,
-    TimeoutError,
 )
+from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from agent_sessions.errors import StoreUnavailableError
 from agent_sessions.stores.redis.scripts import Script
 from agent_sessions.stores.redis.waiting import Wakeups
 
-Command = tuple[bytes | int, ...]
+Command = Sequence[bytes]
+
+_PAUSES_S = (0.0, 0.05)
+"""A connection that breaks is replaced and the command sent again, after these pauses. Every script may be."""
 
 _CLOSING_S = 2.0
 
 
-class LoopClient:
-    """What one event loop uses: a client, and its place for wake-ups."""
+class Settings(NamedTuple):
+    """How the connections of a store are made, and how long they may take."""
 
-    def __init__(self, client: Redis, pool: ConnectionPool, *, owned: bool, channel: bytes) -> None:
-        self._client: Any = client
-        self._pool = pool
-        self._owned = owned
+    make_connection: Callable[[], AbstractConnection]
+    max_connections: int
+    connect_timeout_s: float
+    timeout_s: float
+
+
+class LoopClient:
+    """What one event loop uses: its connections, and its place for wake-ups."""
+
+    def __init__(self, settings: Settings, channel: bytes) -> None:
+        self._settings = settings
+        self._idle: list[AbstractConnection] = []
+        self._busy: set[AbstractConnection] = set()
+        self._closed = False
         # More turns at once than connections wait for one, instead of failing.
-        self._gate = asyncio.Semaphore(client.connection_pool.max_connections)
-        self.wakeups = Wakeups(pool.make_connection, channel)
+        self._gate = asyncio.Semaphore(settings.max_connections)
+        self.wakeups = Wakeups(self._connected, channel)
 
     async def run(self, script: Script, keys: Sequence[bytes], argv: Sequence[bytes]) -> Any:
         """Run a script. Redis may have forgotten it (a restart, SCRIPT FLUSH): then its text is sent along."""
-        async with self._gate:
-            try:
-                return await self._client.execute_command("EVALSHA", script.sha, len(keys), *keys, *argv)
-            except NoScriptError:
-                pass
-            except (RedisError, OSError) as error:
-                raise unavailable(error) from error
-            try:
-                return await self._client.execute_command("EVAL", script.text, len(keys), *keys, *argv)
-            except (RedisError, OSError) as error:
-                raise unavailable(error) from error
+        arguments = (b"%d" % len(keys), *keys, *argv)
+        (reply,) = await self.exchange([(b"EVALSHA", script.sha, *arguments)])
+        if isinstance(reply, NoScriptError):
+            (reply,) = await self.exchange([(b"EVAL", script.text, *arguments)])
+        if isinstance(reply, Exception):
+            raise unavailable(reply) from reply
+        return reply
 
     async def run_beside(
         self, script: Script, keys: Sequence[bytes], argv: Sequence[bytes], commands: Sequence[Command]
     ) -> tuple[Any, list[Any]]:
         """Run a script, and reading commands after it, in one round trip and at one moment."""
-        for call in (("EVALSHA", script.sha), ("EVAL", script.text)):
-            reply, *read = await self.pipeline([(*call, len(keys), *keys, *argv), *commands], transaction=True)
-            if not isinstance(reply, NoScriptError):
+        arguments = (b"%d" % len(keys), *keys, *argv)
+        for call in ((b"EVALSHA", script.sha, *arguments), (b"EVAL", script.text, *arguments)):
+            *queued, done = await self.exchange([(b"MULTI",), call, *commands, (b"EXEC",)])
+            if isinstance(done, Exception):
+                error = next((reply for reply in queued if isinstance(reply, Exception)), done)
+                raise unavailable(error) from error
+            if not isinstance(done[0], NoScriptError):
                 break
-        for answer in (reply, *read):
-            if isinstance(answer, Exception):
-                raise unavailable(answer) from answer
-        return reply, read
+        for reply in done:
+            if isinstance(reply, Exception):
+                raise unavailable(reply) from reply
+        return done[0], done[1:]
 
-    async def pipeline(self, commands: Sequence[tuple[Any, ...]], *, transaction: bool = False) -> list[Any]:
-        """Run commands in one round trip; errors of single ones stand in their places."""
+    async def exchange(self, commands: Sequence[Command]) -> list[Any]:
+        """Send commands in one piece and return their replies; errors of single ones stand in their places."""
+        packed = _pack(commands)
         async with self._gate:
+            for pause in _PAUSES_S:
+                try:
+                    return await self._exchange(packed, len(commands))
+                except (AuthenticationError, AuthorizationError) as error:
+                    raise unavailable(error) from error
+                except (RedisConnectionError, OSError):
+                    await self._drop_idle()
+                    await asyncio.sleep(pause)
+                except RedisError as error:
+                    raise unavailable(error) from error
             try:
-                pipeline = self._client.pipeline(transaction=transaction)
-                for command in commands:
-                    pipeline.execute_command(*command)
-                return list(await pipeline.execute(raise_on_error=False))
+                return await self._exchange(packed, len(commands))
             except (RedisError, OSError) as error:
                 raise unavailable(error) from error
 
+    async def _exchange(self, packed: list[bytes], number: int) -> list[Any]:
+        connection: Any = self._idle.pop() if self._idle else await self._connected()
+        self._busy.add(connection)
+        try:
+            async with asyncio.timeout(self._settings.timeout_s):
+                await connection.send_packed_command(packed, check_health=False)
+                replies = [await _reply(connection) for _ in range(number)]
+        except BaseException as error:
+            # Also when cancelled: a reply that is still to come must not be taken for another command's.
+            await connection.disconnect(nowait=True)
+            if isinstance(error, TimeoutError):
+                raise RedisTimeoutError("no answer") from None
+            raise
+        finally:
+            self._busy.discard(connection)
+        if self._closed:
+            await connection.disconnect()
+        else:
+            self._idle.append(connection)
+        return replies
+
+    async def _connected(self) -> AbstractConnection:
+        connection: Any = self._settings.make_connection()
+        self._busy.add(connection)
+        try:
+            async with asyncio.timeout(self._settings.connect_timeout_s + self._settings.timeout_s):
+                await connection.connect()
+        except TimeoutError:
+            await connection.disconnect(nowait=True)
+            raise RedisTimeoutError("no answer") from None
+        except BaseException:
+            await connection.disconnect(nowait=True)
+            raise
+        finally:
+            self._busy.discard(connection)
+        return connection  # type: ignore[no-any-return]
+
+    async def _drop_idle(self) -> None:
+        """What lay idle while a connection broke is likely broken as well."""
+        while self._idle:
+            await self._idle.pop().disconnect(nowait=True)
+
     async def aclose(self) -> None:
-        """Close what was opened here."""
+        """Close everything; what is under way comes to its end."""
+        self._closed = True
         await self.wakeups.aclose()
-        if self._owned:
-            await self._pool.aclose()
+        while self._idle:
+            await self._idle.pop().disconnect()
 
     def abandon(self) -> None:
         """Close the sockets of a loop that is closed and can close nothing any more."""
-        self.wakeups.abandon()
-        if not self._owned:
-            return
-        for connection in (*self._pool._available_connections, *self._pool._in_use_connections):
-            abandon(connection)
+        for connection in (*self._idle, *self._busy, *self.wakeups.connections()):
+            _abandon(connection)
+
+
+async def _reply(connection: Any) -> Any:
+    try:
+        return await connection.read_response()
+    except ResponseError as error:
+        return error
+
+
+def _pack(commands: Sequence[Command]) -> list[bytes]:
+    packed = []
+    for command in commands:
+        packed.append(b"*%d\r\n" % len(command))
+        for word in command:
+            packed += (b"$%d\r\n" % len(word), word, b"\r\n")
+    return packed
 
 
 class Clients:
     """The clients of a store, one for each running event loop, made when first needed there.
 
-    A client given by the user serves the first loop that uses it; other loops get copies of it. A child process
-    never touches what its parent opened: also closing it there would disturb the parent.
+    A child process never touches what its parent opened: also closing it there would disturb the parent.
     """
 
-    def __init__(
-        self,
-        make_pool: Callable[[], ConnectionPool],
-        make_channel: Callable[[str], bytes],
-        *,
-        given: Redis | None = None,
-    ) -> None:
-        self._make_pool = make_pool
+    def __init__(self, settings: Settings, make_channel: Callable[[str], bytes]) -> None:
+        self._settings = settings
         self._make_channel = make_channel
-        self._given = given
         self._pid = os.getpid()
         self._lock = threading.Lock()
         self._by_loop: dict[asyncio.AbstractEventLoop, LoopClient] = {}
@@ -149,7 +220,7 @@ class Clients:
         for loop, client in others:
             if loop.is_running():
                 closing = asyncio.wrap_future(asyncio.run_coroutine_threadsafe(client.aclose(), loop))
-                with contextlib.suppress(asyncio.TimeoutError):
+                with contextlib.suppress(TimeoutError):
                     await asyncio.wait_for(closing, _CLOSING_S)
             else:
                 client.abandon()
@@ -158,21 +229,18 @@ class Clients:
         with self._lock:
             for closed in [other for other in self._by_loop if other.is_closed()]:
                 self._by_loop.pop(closed).abandon()
-            given, self._given = self._given, None
-            pool = self._make_pool()
-            client = given or Redis(connection_pool=pool)
-            made = LoopClient(client, pool, owned=given is None, channel=self._make_channel(token_hex(8)))
+            made = LoopClient(self._settings, self._make_channel(token_hex(8)))
             self._by_loop[loop] = made
             return made
 
     def _forget_the_parents(self) -> None:
-        self._inherited += [self._by_loop, self._given]
-        self._by_loop, self._given = {}, None
+        self._inherited.append(self._by_loop)
+        self._by_loop = {}
         self._lock = threading.Lock()
         self._pid = os.getpid()
 
 
-def abandon(connection: AbstractConnection) -> None:
+def _abandon(connection: AbstractConnection) -> None:
     """Close a connection's socket without its loop, and without a warning later on."""
     with contextlib.suppress(Exception):
         writer: Any = getattr(connection, "_writer", None)
@@ -188,10 +256,9 @@ def abandon(connection: AbstractConnection) -> None:
 
 _REASONS: tuple[tuple[type[Exception], str], ...] = (
     (AuthenticationError, "Redis refused the password or user name"),
-    (MaxConnectionsError, "all connections to Redis are in use"),
     (BusyLoadingError, "Redis is still loading its data"),
-    (TimeoutError, "Redis did not answer in time"),
-    (ConnectionError, "Redis can't be reached"),
+    (RedisTimeoutError, "Redis did not answer in time"),
+    (RedisConnectionError, "Redis can't be reached"),
     (OutOfMemoryError, "Redis is out of memory (maxmemory is reached); nothing was stored"),
     (ReadOnlyError, "this Redis is a read-only replica; connect to the primary"),
     (NoPermissionError, "the Redis user has no permission for a command or key that the store needs"),
@@ -219,14 +286,8 @@ _CODES = {
 
 def unavailable(error: Exception) -> StoreUnavailableError:
     """What an error of the client means. Its own text, which may carry arguments, stays in the cause."""
-    if isinstance(error, ExecAbortError) and error.__cause__ is not None and error.__cause__ is not error:
-        return unavailable(error.__cause__) if isinstance(error.__cause__, Exception) else _named("EXECABORT")
     for kind, reason in _REASONS:
         if isinstance(error, kind):
             return StoreUnavailableError(reason)
     code = str(error).split(" ", 1)[0] if isinstance(error, ResponseError) else type(error).__name__
-    return _named(code)
-
-
-def _named(code: str) -> StoreUnavailableError:
     return StoreUnavailableError(_CODES.get(code, f"Redis answered with an error ({code})"))

@@ -19,14 +19,14 @@ local now, id, flags, expected_rev, expected_id, hold, ttl, owner, belongs, decl
 local function has(flag) return bit.band(flags, flag) ~= 0 end
 
 now = clock(now)
-local m = main(now)
+local m = main(now, true)
 local first_part = has(HAS_USER_INDEX) and 7 or 5
 
 -- ------------------------------------------------------------------------------------------------- checks
 
 if m.exists and m.format > FORMAT then return {'F', m.format} end
 
-local ring = m.exists and call('HGET', K, 'c') or ''
+local ring = m.exists and m.ring or ''
 local matches = has(EXPECTS) and expected_rev == (m.exists and m.rev or 0) and expected_id == (m.exists and m.id or '')
 if not matches then
   local before = m.exists and ring_find(ring, m.rev, id)
@@ -55,6 +55,12 @@ end
 local function entry(part)
   return entries[part] or {0, 0, 0}
 end
+local changed = {}
+local function set_entry(part, count, last, issued)
+  if not entries[part] then order[#order + 1] = part end
+  entries[part] = {count, last, issued}
+  changed[#changed + 1] = pack_entry(part, entries[part])
+end
 
 local fields = {put = take(2 * n_put), n_put = 2 * n_put, del = take(n_del), n_del = n_del}
 
@@ -80,7 +86,15 @@ for i = 1, n_logs do
   clear = clear ~= 0 or pop >= e[1]
   local held = call('LLEN', key)
   if not clear and held ~= e[1] then return {'L', part} end
-  logs[i] = {part = part, key = key, clear = clear and held > 0, empty = clear, pop = pop, items = take(items), n = items}
+  local count, last, issued = unpack(e)
+  if clear then
+    count, last = 0, 0
+  elseif pop > 0 then
+    count, last = count - pop, struct.unpack('>I6', call('LINDEX', key, -pop - 1))
+  end
+  if items > 0 then count, last = count + items, issued + items end
+  logs[i] = {key = key, clear = clear and held > 0, pop = not clear and pop or 0, items = take(items), n = items, issued = issued}
+  set_entry(part, count, last, issued + items)
 end
 
 local collections = {}
@@ -103,23 +117,42 @@ end
 
 -- ------------------------------------------------------------------------------------------------- writes
 
--- The first is one that a full Redis refuses, so that it refuses the commit whole.
+-- Emptied logs stay in the registry, for their numbers; emptied namespaces, for those who know them full.
+local function registry()
+  local packed = {}
+  for _, part in ipairs(order) do
+    local e = entries[part]
+    if e[1] > 0 or string.byte(part) ~= 99 then packed[#packed + 1] = pack_entry(part, e) end
+  end
+  return table.concat(packed)
+end
+
+-- The first write is one that a full Redis refuses, so that it refuses the commit whole.
 local rev = (m.exists and m.rev or 0) + 1
 local started = m.exists and m.started or now
 local gone = ttl >= 0 and now + ttl or nil
 local tag = (n_put + n_del > 0 or not m.exists) and id or m.tag
-call('HSET', K, 'v', rev, 'i', id, 'c', ring_put(ring, rev, id), 's', started, 'a', now, 't', tag, 'f', FORMAT)
-if gone then call('HSET', K, 'g', gone) elseif m.gone then call('HDEL', K, 'g') end
 
--- Remains of one that was past its time and not swept yet.
 if m.found and not m.exists then
+  -- Remains of one that was past its time and not swept yet.
+  call('HSET', K, 'f', FORMAT)
   for _, name in ipairs(call('HKEYS', K)) do
     if string.byte(name) == 46 or name == 'b' or name == 'k' then call('HDEL', K, name) end
   end
   call('UNLINK', KEYS[2])
   for i = first_part, #KEYS do call('UNLINK', KEYS[i]) end
 end
-if whose ~= '' and not (m.exists and m.belongs) then call('HSET', K, 'b', whose) end
+
+local set = {'v', rev, 'i', id, 'c', ring_put(ring, rev, id), 's', started, 'a', now, 't', tag, 'f', FORMAT}
+local function add(name, value)
+  set[#set + 1] = name
+  set[#set + 1] = value
+end
+if gone then add('g', gone) end
+if whose ~= '' and not (m.exists and m.belongs) then add('b', whose) end
+if n_logs > 0 and n_values + n_collections == 0 then add('k', registry()) end
+call('HSET', K, unpack(set))
+if m.gone and not gone then call('HDEL', K, 'g') end
 
 local function slices(command, key, from, n)
   local sum = 0
@@ -129,41 +162,25 @@ local function slices(command, key, from, n)
   return sum
 end
 
-local changed = {}
-local function set_entry(part, e)
-  if not entries[part] then order[#order + 1] = part end
-  entries[part] = e
-  changed[#changed + 1] = pack_entry(part, e)
-end
-
 slices('HDEL', K, fields.del, fields.n_del)
 slices('HSET', K, fields.put, fields.n_put)
 
-if n_values > 0 and total == 0 and m.exists == false then call('UNLINK', KEYS[2]) end
+if n_values > 0 and total == 0 then call('UNLINK', KEYS[2]) end
 for _, v in ipairs(values) do
   local added = slices('HSET', KEYS[2], v.put, v.n_put)
-  set_entry(v.part, {entry(v.part)[1] + added - slices('HDEL', KEYS[2], v.del, v.n_del), rev, 0})
+  set_entry(v.part, entry(v.part)[1] + added - slices('HDEL', KEYS[2], v.del, v.n_del), rev, 0)
 end
 
 for _, l in ipairs(logs) do
-  local count, last, issued = unpack(entry(l.part))
   if l.clear then call('UNLINK', l.key) end
-  if l.empty then
-    count, last = 0, 0
-  elseif l.pop > 0 then
-    call('LTRIM', l.key, 0, -l.pop - 1)
-    count, last = count - l.pop, struct.unpack('>I6', call('LINDEX', l.key, -1))
-  end
+  if l.pop > 0 then call('LTRIM', l.key, 0, -l.pop - 1) end
   for from = 0, l.n - 1, SLICE do
     local items = {}
     for j = from, math.min(from + SLICE, l.n) - 1 do
-      issued = issued + 1
-      items[#items + 1] = struct.pack('>I6', issued) .. ARGV[l.items + j]
+      items[#items + 1] = struct.pack('>I6', l.issued + j + 1) .. ARGV[l.items + j]
     end
     call('RPUSH', l.key, unpack(items))
   end
-  if l.n > 0 then count, last = count + l.n, issued end
-  set_entry(l.part, {count, last, issued})
 end
 
 for _, c in ipairs(collections) do
@@ -185,18 +202,10 @@ for _, c in ipairs(collections) do
   end
   slices('HDEL', c.hash, c.del, c.n_del)
   slices('ZREM', c.zset, c.del, c.n_del)
-  set_entry(c.part, {call('HLEN', c.hash), rev, 0})
+  set_entry(c.part, call('HLEN', c.hash), rev, 0)
 end
 
--- Emptied logs stay in the registry, for their numbers; emptied namespaces, for those who know them full.
-if #changed > 0 then
-  local packed = {}
-  for _, part in ipairs(order) do
-    local e = entries[part]
-    if e[1] > 0 or string.byte(part) ~= 99 then packed[#packed + 1] = pack_entry(part, e) end
-  end
-  call('HSET', K, 'k', table.concat(packed))
-end
+if n_values + n_collections > 0 then call('HSET', K, 'k', registry()) end
 
 -- ------------------------------------------------------------------------------------------------- lease, expiry, index
 
@@ -216,7 +225,7 @@ end
 if gone then
   call('PEXPIRE', K, last_need(gone, till, queue) - now)
   for i = first_part, #KEYS do call('PEXPIRE', KEYS[i], gone - now) end
-  call('PEXPIRE', KEYS[2], gone - now)
+  if total + n_values > 0 then call('PEXPIRE', KEYS[2], gone - now) end
 elseif not m.exists or m.gone then
   call('PERSIST', K)
   for i = first_part, #KEYS do call('PERSIST', KEYS[i]) end

@@ -37,15 +37,18 @@ local function clock(given)
 end
 
 -- The main hash at `now`. `exists` is false for what is past its time, whether Redis has swept it or not.
-local function main(now)
-  local m = call('HMGET', K, 'v', 'i', 's', 'a', 'g', 'b', 't', 'f', 'lo', 'lx', 'ls', 'w', 'k')
+-- The ring is as long as all the rest together, so it comes only if asked for.
+local function main(now, with_ring)
+  local m = with_ring
+    and call('HMGET', K, 'v', 'i', 's', 'a', 'g', 'b', 't', 'f', 'lo', 'lx', 'ls', 'w', 'k', 'c')
+    or call('HMGET', K, 'v', 'i', 's', 'a', 'g', 'b', 't', 'f', 'lo', 'lx', 'ls', 'w', 'k')
   local gone, till = tonumber(m[5] or nil), tonumber(m[10] or nil)
   return {
     found = m[1] and true, exists = m[1] and not (gone and gone <= now) and true or false,
     rev = tonumber(m[1] or 0), id = m[2] or '', started = tonumber(m[3] or 0), active = tonumber(m[4] or 0),
     gone = gone, belongs = m[6], tag = m[7] or '', format = tonumber(m[8] or 0),
     owner = m[9], till = till, since = tonumber(m[11] or nil), live = till and till > now or false,
-    queue = m[12], registry = m[13] or '',
+    queue = m[12], registry = m[13] or '', ring = m[14] or '',
   }
 end
 

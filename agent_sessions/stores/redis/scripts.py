@@ -44,14 +44,14 @@ HIGHEST = b"\xff"
 class Script(NamedTuple):
     """A script's text, and the name under which Redis keeps it."""
 
-    text: str
-    sha: str
+    text: bytes
+    sha: bytes
 
 
 def _load(name: str) -> Script:
     folder = resources.files(__package__)
-    text = (folder / "common.lua").read_text("utf-8") + (folder / f"{name}.lua").read_text("utf-8")
-    return Script(text, sha1(text.encode(), usedforsecurity=False).hexdigest())
+    text = (folder / "common.lua").read_bytes() + (folder / f"{name}.lua").read_bytes()
+    return Script(text, sha1(text, usedforsecurity=False).hexdigest().encode())
 
 
 OPEN, COMMIT, RENEW, RELEASE, UNLOCK, DELETE, STATUS, FIND, FORGET, COUNT = map(
@@ -132,7 +132,7 @@ class OpenCall(NamedTuple):
 
     keys: list[bytes]
     argv: list[bytes]
-    beside: list[tuple[bytes | int, ...]]
+    beside: list[tuple[bytes, ...]]
     logs_beside: list[int]
     values_beside: bool
 
@@ -166,7 +166,7 @@ def pack_open(
         owner, ms = encode(lease.owner), lease.ms
 
     keys, argv = [names.main, names.values], [b""]
-    beside: list[tuple[bytes | int, ...]] = [(b"HGETALL", names.values)] if values_beside else []
+    beside: list[tuple[bytes, ...]] = [(b"HGETALL", names.values)] if values_beside else []
     logs_beside = []
     specs = []
     for i, log in enumerate(wanted.logs):
@@ -175,7 +175,7 @@ def pack_open(
         if itself:
             logs_beside.append(i)
             if log.limit != 0:
-                beside.append((b"LRANGE", names.log(name), -log.limit if log.limit else 0, -1))
+                beside.append((b"LRANGE", names.log(name), b"%d" % -(log.limit or 0), b"-1"))
         keys.append(names.log(name))
         specs.append(struct.pack(">dddB", log.count, log.last, -1 if log.limit is None else log.limit, itself))
 

@@ -5,9 +5,9 @@
 -- Replies 'stored', 'not_stored' or 'unknown'
 
 local now, id, since_rev, since_id = struct.unpack('>dc8dBc0', ARGV[1])
-local m = main(clock(now))
+local m = main(clock(now), true)
 if not m.exists then return since_rev == 0 and 'not_stored' or 'unknown' end
-local ring = call('HGET', K, 'c')
+local ring = m.ring
 if ring_find(ring, m.rev, id) then return 'stored' end
 local followed = m.rev - since_rev
 if followed < 0 or followed > RING then return 'unknown' end

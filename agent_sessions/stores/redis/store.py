@@ -6,14 +6,12 @@ Where things lie is in `common.lua`; the names of the keys in `keys.py`.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Self
 
 from redis.asyncio import Redis
 from redis.asyncio.connection import ConnectionPool
 from redis.asyncio.retry import Retry
-from redis.backoff import ExponentialBackoff
-from redis.exceptions import ConnectionError
+from redis.backoff import NoBackoff
 
 from agent_sessions.clock import Clock
 from agent_sessions.errors import (
@@ -47,8 +45,8 @@ from agent_sessions.stores.base import (
     Version,
     Wanted,
 )
-from agent_sessions.stores.redis import scripts
-from agent_sessions.stores.redis.clients import Clients, LoopClient, unavailable
+from agent_sessions.stores.redis import clients, scripts
+from agent_sessions.stores.redis.clients import LoopClient, unavailable
 from agent_sessions.stores.redis.keys import KeyNames, Names, decode, encode, part_of, user_of
 from agent_sessions.stores.redis.scripts import Registry, Script
 
@@ -62,13 +60,26 @@ _REGISTRIES_KEPT = 1024
 _DECLARED_TRIES = 8
 _NOW_OF_REDIS = -1
 
+CONNECT_TIMEOUT_S = 2.0
+TIMEOUT_S = 5.0
+
+# The time-outs of an answer, and what is tried again, are the business of `clients.py`.
+_OURS: dict[str, Any] = {
+    "protocol": 2,
+    "decode_responses": False,
+    "socket_timeout": None,
+    "health_check_interval": 0,
+    "retry": Retry(NoBackoff(), 0),
+}
+_OF_A_POOL = ("maint_notifications", "oss_cluster_maint", "orig_", "himport_registry", "event_dispatcher")
+
 
 class RedisStore:
     """Keeps sessions in Redis or Valkey.
 
     Args:
-        client: A client of your own, which stays yours to close. It must not decode responses. It serves the first
-            event loop that uses the store; other loops (sync callers, lease renewal) get copies of it.
+        client: A client of your own, which says how to connect. The store opens connections of its own in that way,
+            for each event loop that uses it, and leaves the client alone: it stays yours to use and to close.
         prefix: What the names of all keys begin with.
         clock: For tests; the server's own time if None.
     """
@@ -76,18 +87,15 @@ class RedisStore:
     never_waits = False
 
     def __init__(self, client: Redis, *, prefix: str = "ak:sessions:", clock: Clock | None = None) -> None:
-        kwargs = client.connection_pool.connection_kwargs
-        if kwargs.get("decode_responses"):
-            raise InvalidError("CLIENT", "the Redis client must have decode_responses=False", field="client")
-        connection_class = client.connection_pool.connection_class
-        size = client.connection_pool.max_connections
-        own = {name: value for name, value in kwargs.items() if not name.startswith(_BOUND_TO_A_POOL)}
-        own["protocol"] = 2
-
-        def make_pool() -> ConnectionPool:
-            return ConnectionPool(connection_class=connection_class, max_connections=size, **own)
-
-        self._set_up(make_pool, prefix, clock, client)
+        pool = client.connection_pool
+        theirs = {name: value for name, value in pool.connection_kwargs.items() if not name.startswith(_OF_A_POOL)}
+        connect_timeout_s = theirs.pop("socket_connect_timeout", None) or CONNECT_TIMEOUT_S
+        timeout_s = theirs.pop("socket_timeout", None) or TIMEOUT_S
+        template = ConnectionPool(
+            connection_class=pool.connection_class, **theirs | _OURS, socket_connect_timeout=connect_timeout_s
+        )
+        settings = clients.Settings(template.make_connection, pool.max_connections, connect_timeout_s, timeout_s)
+        self._set_up(settings, prefix, clock)
 
     @classmethod
     def from_url(
@@ -98,8 +106,8 @@ class RedisStore:
         password: str | None = None,
         ssl: bool = False,
         clock: Clock | None = None,
-        connect_timeout_s: float = 2.0,
-        timeout_s: float = 5.0,
+        connect_timeout_s: float = CONNECT_TIMEOUT_S,
+        timeout_s: float = TIMEOUT_S,
         max_connections: int = 64,
     ) -> Self:
         """A store at a URL: `redis://`, `rediss://`, `valkey://`, `valkeys://` or `unix://`. It connects when used.
@@ -117,30 +125,18 @@ class RedisStore:
         Raises:
             InvalidError: The URL is none.
         """
-        options: dict[str, Any] = {
-            "protocol": 2,
-            "max_connections": max_connections,
-            "socket_connect_timeout": connect_timeout_s,
-            "socket_timeout": timeout_s,
-            "socket_keepalive": True,
-            # A connection that broke while it lay idle is replaced at once. Every script may be sent twice.
-            "retry": Retry(ExponentialBackoff(cap=0.1, base=0.02), 2, supported_errors=(ConnectionError,)),
-        }
+        options = _OURS | {"socket_connect_timeout": connect_timeout_s, "socket_keepalive": True}
         if password is not None:
             options["password"] = password
-        address = _as_redis(url, ssl=ssl)
-
-        def make_pool() -> ConnectionPool:
-            return ConnectionPool.from_url(address, **options)
-
         try:
-            make_pool()
+            template = ConnectionPool.from_url(_as_redis(url, ssl=ssl), **options)
         except ValueError:
             # Its text may repeat the URL, with the password.
             message = "not a Redis URL; one looks like redis://localhost:6379/0"
             raise InvalidError("URL", message, field="url") from None
         store = cls.__new__(cls)
-        store._set_up(make_pool, prefix, clock, None)
+        settings = clients.Settings(template.make_connection, max_connections, connect_timeout_s, timeout_s)
+        store._set_up(settings, prefix, clock)
         return store
 
     @classmethod
@@ -150,12 +146,10 @@ class RedisStore:
         password = redis.password.get_secret_value() if redis.password is not None else None
         return cls.from_url(redis.url, prefix=redis.prefix, password=password, ssl=redis.ssl)
 
-    def _set_up(
-        self, make_pool: Callable[[], ConnectionPool], prefix: str, clock: Clock | None, given: Redis | None
-    ) -> None:
+    def _set_up(self, settings: clients.Settings, prefix: str, clock: Clock | None) -> None:
         self._names = Names(prefix)
         self._clock = clock
-        self._clients = Clients(make_pool, self._names.channel, given=given)
+        self._clients = clients.Clients(settings, self._names.channel)
         self._registries: dict[bytes, Registry] = {}
         self._registries_lock = threading.Lock()
 
@@ -364,12 +358,12 @@ class RedisStore:
     ) -> list[bytes]:
         """Append the live ones to `found`; return those that are gone."""
         keys = [scope._replace(id=place.id) for place in places]
-        replies = await client.pipeline([(b"HGETALL", self._names.once(key).main) for key in keys]) if keys else []
+        replies = await client.exchange([(b"HGETALL", self._names.once(key).main) for key in keys]) if keys else []
         gone = []
         for key, place, reply in zip(keys, places, replies, strict=True):
             if isinstance(reply, Exception):
                 raise unavailable(reply) from reply
-            row = _row(key, _as_dict(reply), now)
+            row = _row(key, dict(scripts.pairs(reply)), now)
             if row is None or (belongs_to is not None and row.belongs_to != belongs_to):
                 gone.append(encode(place.id))
             else:
@@ -421,9 +415,6 @@ class RedisStore:
             raise StateLostError(message)
 
 
-_BOUND_TO_A_POOL = ("maint_notifications", "oss_cluster_maint", "orig_", "himport_registry", "event_dispatcher")
-
-
 def _as_redis(url: str, *, ssl: bool) -> str:
     """The URL in the client's own words."""
     for theirs, ours in (("valkeys://", "rediss://"), ("valkey://", "redis://")):
@@ -439,7 +430,7 @@ def _values(
     head: scripts.Head, call: scripts.OpenCall, found: list[Any] | None, beside: list[Any]
 ) -> dict[str, dict[str, bytes]]:
     if call.values_beside:
-        return scripts.unpack_values([], list(_as_dict(beside[0]).items())) if head.exists else {}
+        return scripts.unpack_values([], scripts.pairs(beside[0])) if head.exists else {}
     if found is None:
         return {}
     namespaces, *flat = found
@@ -460,11 +451,6 @@ def _logs(
                 items = []
         logs.append(LogRead(head, [item[6:] for item in items], bool(continues)))
     return logs
-
-
-def _as_dict(reply: Any) -> dict[bytes, bytes]:
-    """A hash, which the newer protocol gives as such and the older one as a list."""
-    return reply if isinstance(reply, dict) else dict(scripts.pairs(reply))
 
 
 def _row(key: Key, raw: dict[bytes, bytes], now: int) -> Row | None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from contextvars import Context
 from typing import Any
 
@@ -24,12 +24,14 @@ _IDLE_S = 30.0
 _REFUSED_S = 30.0
 """After Redis refused the subscription (a user without channels), it is not asked again for so long."""
 
+_SUBSCRIBE_S = 2.0
+
 
 class Wakeups:
     """The waiters of one event loop."""
 
-    def __init__(self, make_connection: Callable[[], AbstractConnection], channel: bytes) -> None:
-        self._make_connection = make_connection
+    def __init__(self, connect: Callable[[], Awaitable[AbstractConnection]], channel: bytes) -> None:
+        self._connect = connect
         self._channel = channel
         self._connection: AbstractConnection | None = None
         self._listener: asyncio.Task[None] | None = None
@@ -68,7 +70,7 @@ class Wakeups:
         if woken is None:
             await asyncio.sleep(max(timeout, 0.0))
             return
-        with contextlib.suppress(asyncio.TimeoutError):
+        with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(woken.wait(), timeout)
         woken.clear()
 
@@ -80,17 +82,20 @@ class Wakeups:
             loop = asyncio.get_running_loop()
             if loop.time() < self._refused_until:
                 return False
-            connection: Any = self._make_connection()
+            connection: Any = None
             try:
-                await connection.connect()
-                await connection.send_command(b"SUBSCRIBE", self._channel)
-                await connection.read_response()
-            except (RedisError, OSError):
-                await connection.disconnect(nowait=True)
+                connection = await self._connect()
+                async with asyncio.timeout(_SUBSCRIBE_S):
+                    await connection.send_command(b"SUBSCRIBE", self._channel)
+                    await connection.read_response()
+            except (RedisError, OSError, TimeoutError):
+                if connection is not None:
+                    await connection.disconnect(nowait=True)
                 self._refused_until = loop.time() + _REFUSED_S
                 return False
             except BaseException:
-                await connection.disconnect(nowait=True)
+                if connection is not None:
+                    await connection.disconnect(nowait=True)
                 raise
             self._connection = connection
             # In a context of its own: whose turn happened to be the first to wait is nobody's business here.
@@ -111,7 +116,7 @@ class Wakeups:
             pass
         finally:
             # Waiters ask again, and the first of them subscribes anew.
-            self._listener = None
+            self._listener = self._connection = None
             for woken in self._woken.values():
                 woken.set()
             await connection.disconnect(nowait=True)
@@ -130,9 +135,6 @@ class Wakeups:
             with contextlib.suppress(asyncio.CancelledError):
                 await listener
 
-    def abandon(self) -> None:
-        """The loop is closed: drop the connection."""
-        from agent_sessions.stores.redis.clients import abandon
-
-        if self._connection is not None:
-            abandon(self._connection)
+    def connections(self) -> list[AbstractConnection]:
+        """What is open."""
+        return [self._connection] if self._connection is not None else []
