@@ -1,0 +1,42 @@
+"""The `agent-sessions` command. Frameworks and stores are imported by the commands that need them."""
+
+from __future__ import annotations
+
+from importlib.metadata import version
+from typing import Annotated
+
+import typer
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+
+
+def main() -> None:
+    """Run the command line."""
+    app(prog_name="agent-sessions")
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        print(f"agent-sessions {version('agent-sessions-runtime')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    """One session for the agents of every framework."""
+
+
+@app.command()
+def demo(second_turn_of: Annotated[str, typer.Option(hidden=True)] = "") -> None:
+    """Show two frameworks in one session, across a restart. Needs no key and no network.
+
+    Sessions are kept where AK_SESSION__TYPE says: in memory, or, with AK_SESSION__TYPE=redis, in Redis, and then the
+    two turns run in two processes.
+    """
+    from .demo import run_demo
+
+    raise typer.Exit(run_demo(second_turn_of=second_turn_of))
