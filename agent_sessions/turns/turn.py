@@ -20,6 +20,7 @@ from ..errors import (
     SessionBusyError,
     SessionConflictError,
     SessionError,
+    StateLostError,
     TurnClosedError,
 )
 from ..stores.base import Commit, Committed, EntryRange, Key, LogHead, Opened, Part, Row, Store
@@ -128,19 +129,18 @@ class Turn:
         """The last `limit` items (None: all), oldest first."""
         if limit is not None and limit <= 0:
             return []
-        draft = self._log_draft(part)
-        appended = len(draft.appended)
-        if not draft.cleared and (limit is None or limit > appended):
-            await self._load_log(part, None if limit is None else limit - appended + draft.popped)
-        with self._lock:
-            self._check_open()
-            draft, window = self._log_draft(part), self._window(part)
-            own = [codec.decode(data) for data in draft.appended]
-            stop = window.held - (window.head.count - draft.remaining(window.head.count))
-            start = 0 if limit is None else max(0, stop - max(0, limit - len(own)))
-            stored = self._items_of(window, start, max(0, stop))
-            items = stored + own
-            return items if limit is None else items[-limit:]
+        while True:  # until nobody has changed the log while it was being loaded
+            with self._lock:
+                self._check_open()
+                draft, window = self._log_draft(part), self._window(part)
+                needed = None if limit is None else limit - len(draft.appended) + draft.popped
+                if self._holds(part, needed):
+                    own = [codec.decode(data) for data in draft.appended]
+                    stop = window.held - (window.head.count - draft.remaining(window.head.count))
+                    start = 0 if limit is None else max(0, stop - max(0, limit - len(own)))
+                    items = self._items_of(window, start, max(0, stop)) + own
+                    return items if limit is None else items[-limit:]
+            await self._load_log(part, needed)
 
     async def append_items(self, part: Part, items: Sequence[Any]) -> None:
         """Add items at the end, all of them or none."""
@@ -152,21 +152,17 @@ class Turn:
 
     async def pop_item(self, part: Part) -> Any:
         """Take the last item off and return it; None from an empty log."""
-        draft = self._log_draft(part)
-        if not draft.appended and not draft.cleared:
-            await self._load_log(part, draft.popped + 1)
-        with self._lock:
-            self._check_writable()
-            draft = self._draft(part)
-            if draft.appended:
-                item = codec.decode(draft.appended[-1])
-                draft.appended = draft.appended[:-1]
-            elif draft.remaining(self._stored_count(part)) <= 0:
-                return None
-            else:
-                window = self._window(part)
-                item = window.buffer.item(window.held - draft.popped - 1)
-                draft.popped += 1
+        while True:  # until nobody has popped meanwhile what was loaded for this
+            with self._lock:
+                self._check_writable()
+                draft = self._log_draft(part)
+                if not draft.appended and draft.remaining(self._stored_count(part)) <= 0:
+                    return None
+                needed = draft.popped + 1
+                if draft.appended or self._holds(part, needed):
+                    item = self._pop(part)
+                    break
+            await self._load_log(part, needed)
         await self._step()
         return item
 
@@ -184,7 +180,8 @@ class Turn:
         missing = [(part, key) for key in keys if not self._knows_entry(part, key)]
         found = {}
         if missing:
-            opened = await self._fetch(entries=missing)
+            async with self._io():
+                opened = await self._fetch(entries=missing)
             found = {key: data for (_, key), data in zip(missing, opened.entries, strict=True)}
         with self._lock:
             self._check_open()
@@ -217,7 +214,8 @@ class Turn:
             stored_any = part in self._image.collections
         found: list[tuple[str, bytes]] = []
         if stored_any:
-            opened = await self._fetch(ranges=[asked if draft is None else asked._replace(limit=None)])
+            async with self._io():
+                opened = await self._fetch(ranges=[asked if draft is None else asked._replace(limit=None)])
             found = opened.ranges[0]
         if draft is not None:
             found = draft.merged(found, asked)
@@ -314,13 +312,15 @@ class Turn:
     # ------------------------------------------------------------------------------------------------ reading along
 
     async def _load_log(self, part: Part, limit: int | None) -> None:
-        with self._lock:
-            self._check_open()
-            head = self._image.log_heads.get(part)
-            window = self._image.logs.get(part)
-            if head is None or head.count == 0 or (window is not None and window.covers(limit)):
+        async with self._io():
+            if self._holds(part, limit):  # somebody else has loaded it meanwhile
                 return
-        await self._fetch(logs={part: limit})
+            await self._fetch(logs={part: limit})
+            if not self._holds(part, limit):
+                raise StateLostError(
+                    f"log {part.name!r} in namespace {part.namespace!r} of session {self.key.id!r} has fewer items "
+                    "than its record counts"
+                )
 
     async def _fetch(
         self,
@@ -329,24 +329,25 @@ class Turn:
         entries: Iterable[tuple[Part, str]] = (),
         ranges: Iterable[EntryRange] = (),
     ) -> Opened:
-        """Read parts of the session that the turn does not have yet, at the turn's own version."""
-        async with self._io():
+        """Read parts of the session that the turn does not have yet, at the turn's own version. Inside `_io`."""
+        with self._lock:
+            self._check_open()
             image = self._image
-            narrow = structs.replace(image, logs={})  # only what is asked for
-            wanted = narrow.wanted(logs or {}, values=False, entries=entries, ranges=ranges)
-            self.traffic.round_trips += 1
-            opened = await self.store.open(self.key, wanted=wanted, known=image.known)
-            with self._lock:
-                if opened.version != image.version:
-                    raise SessionConflictError(
-                        f"session {self.key.id!r} changed while it was being read. Open it again; "
-                        "what is needed at one moment can be asked for when it is opened."
-                    )
-                learned = narrow.learned(opened, wanted)
-                self._image = structs.replace(
-                    image, logs={**image.logs, **learned.logs}, entries={**image.entries, **learned.entries}
+        narrow = structs.replace(image, logs={})  # only what is asked for
+        wanted = narrow.wanted(logs or {}, values=False, entries=entries, ranges=ranges)
+        self.traffic.round_trips += 1
+        opened = await self.store.open(self.key, wanted=wanted, known=image.known)
+        with self._lock:
+            if opened.version != image.version:
+                raise SessionConflictError(
+                    f"session {self.key.id!r} changed while it was being read. Open it again; "
+                    "what is needed at one moment can be asked for when it is opened."
                 )
-            return opened
+            learned = narrow.learned(opened, wanted)
+            self._image = structs.replace(
+                image, logs={**image.logs, **learned.logs}, entries={**image.entries, **learned.entries}
+            )
+        return opened
 
     @asynccontextmanager
     async def _io(self) -> AsyncIterator[None]:
@@ -400,9 +401,24 @@ class Turn:
         return EMPTY_WINDOW if head is None else LogWindow.of(head, [])
 
     def _log_draft(self, part: Part) -> LogDraft:
-        with self._lock:
-            self._check_open()
-            return self._logs.get(part) or LogDraft()
+        return self._logs.get(part) or LogDraft()
+
+    def _holds(self, part: Part, limit: int | None) -> bool:
+        """Whether the last `limit` stored items of a log (None: all) are here, or are not part of it any more."""
+        if self._log_draft(part).cleared or self._stored_count(part) == 0:
+            return True
+        return (limit is not None and limit <= 0) or self._window(part).covers(limit)
+
+    def _pop(self, part: Part) -> Any:
+        draft = self._draft(part)
+        if draft.appended:
+            item = codec.decode(draft.appended[-1])
+            draft.appended = draft.appended[:-1]
+            return item
+        window = self._window(part)
+        item = window.buffer.item(window.held - draft.popped - 1)
+        draft.popped += 1
+        return item
 
     def _draft(self, part: Part) -> LogDraft:
         return self._logs.setdefault(part, LogDraft())
