@@ -177,12 +177,14 @@ class Turn:
 
     async def get_entries(self, part: Part, keys: Sequence[str]) -> dict[str, Any]:
         """Those of these keys that have an entry, with it, decoded for this caller."""
-        missing = [(part, key) for key in keys if not self._knows_entry(part, key)]
-        found = {}
+        with self._lock:
+            self._check_open()
+            found = {key: self._entry(part, key, {}) for key in keys if self._knows_entry(part, key)}
+        missing = [(part, key) for key in keys if key not in found]
         if missing:
             async with self._io():
                 opened = await self._fetch(entries=missing)
-            found = {key: data for (_, key), data in zip(missing, opened.entries, strict=True)}
+            found |= {key: data for (_, key), data in zip(missing, opened.entries, strict=True)}
         with self._lock:
             self._check_open()
             entries = {key: self._entry(part, key, found) for key in keys}
@@ -429,12 +431,10 @@ class Turn:
         return window.buffer.hand_out(start, stop)
 
     def _knows_entry(self, part: Part, key: str) -> bool:
-        with self._lock:
-            self._check_open()
-            draft = self._collections.get(part)
-            if draft is not None and draft.decides(key):
-                return True
-            return part not in self._image.collections or key in self._image.entries.get(part, {})
+        draft = self._collections.get(part)
+        if draft is not None and draft.decides(key):
+            return True
+        return part not in self._image.collections or key in self._image.entries.get(part, {})
 
     def _entry(self, part: Part, key: str, found: Mapping[str, bytes | None]) -> bytes | None:
         draft = self._collections.get(part)
