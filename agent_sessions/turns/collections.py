@@ -26,8 +26,18 @@ class CollectionDraft(Struct):
         """Whether the draft alone says what the entry is."""
         return key in self.entries or key.startswith(tuple(self.prefixes))
 
+    def copy(self) -> CollectionDraft:
+        """The draft as it is now."""
+        return CollectionDraft(self.prefixes.copy(), self.entries.copy())
+
+    def to_ask(self, asked: EntryRange) -> EntryRange:
+        """What to ask the store for, so that enough is left when the draft is laid over it."""
+        if asked.limit is None or self.prefixes:
+            return asked._replace(limit=None)
+        return asked._replace(limit=asked.limit + len(self.entries))
+
     def merged(self, found: list[tuple[str, bytes]], asked: EntryRange) -> list[tuple[str, bytes]]:
-        """A range as it will be: what was found of it in the store (whole), and the draft over it."""
+        """A range as it will be: what was found of `to_ask`, and the draft over it."""
         result = {key: data for key, data in found if not self.decides(key)}
         for key, data in self.entries.items():
             if data is not None and _lies_in(key, asked):

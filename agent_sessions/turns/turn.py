@@ -213,11 +213,12 @@ class Turn:
         with self._lock:
             self._check_open()
             draft = self._collections.get(part)
+            draft = None if draft is None else draft.copy()
             stored_any = part in self._image.collections
         found: list[tuple[str, bytes]] = []
         if stored_any:
             async with self._io():
-                opened = await self._fetch(ranges=[asked if draft is None else asked._replace(limit=None)])
+                opened = await self._fetch(ranges=[asked if draft is None else draft.to_ask(asked)])
             found = opened.ranges[0]
         if draft is not None:
             found = draft.merged(found, asked)
