@@ -32,6 +32,8 @@ from .values import Values
 
 CommitMode = Literal["turn", "step"]
 
+_SNAPSHOT = "this is a snapshot, for reading only; write in `async with manager.open(...)`"
+
 
 class Turn:
     """The state of a session while one owner works on it: an image, and drafts of what is to change.
@@ -58,7 +60,8 @@ class Turn:
         self.owner = owner
         self.belongs_to = belongs_to
         self.mode = mode
-        self.values = Values(image.values)
+        self._lock = threading.RLock()
+        self.values = Values(image.values, lock=self._lock, read_only=_SNAPSHOT if owner is None else None)
         self.traffic = Traffic()
         self.is_certain = True
         """Whether the image is known to be what is stored, so that a cache may keep it."""
@@ -66,7 +69,6 @@ class Turn:
         self._lease_ms = lease_ms
         self._ttl_ms = ttl_ms
         self._blind = blind
-        self._lock = threading.RLock()
         self._io_runs = False
         self._io_queue: deque[Future[None]] = deque()
         self._logs: dict[Part, LogDraft] = {}
@@ -390,7 +392,7 @@ class Turn:
     def _check_writable(self) -> None:
         self._check_open()
         if self.owner is None:
-            raise TurnClosedError("this is a snapshot, for reading only; write in `async with manager.open(...)`")
+            raise TurnClosedError(_SNAPSHOT)
 
     def _stored_count(self, part: Part) -> int:
         head = self._image.log_heads.get(part)

@@ -21,9 +21,16 @@ class Values:
     handed out, or given to `set`, counts as it is at commit: `changes` encodes it again and compares.
     """
 
-    def __init__(self, stored: Mapping[str, Mapping[str, bytes]]) -> None:
-        self._lock = threading.RLock()
+    def __init__(
+        self,
+        stored: Mapping[str, Mapping[str, bytes]],
+        *,
+        lock: threading.RLock | None = None,
+        read_only: str | None = None,
+    ) -> None:
+        self._lock = lock or threading.RLock()
         self._stored = stored
+        self._read_only = read_only
         self._written: dict[Part, bytes | None] = {}
         self._live: dict[Part, Any] = {}
         self._closed: str | None = None
@@ -39,20 +46,21 @@ class Values:
         """Set a value; what can't be stored raises `SerializationError` at once."""
         data = encode_value(part, value)
         with self._lock:
-            self._check_open()
+            self._check_writable()
             self._written[part] = data
             self._live[part] = value
 
     def delete(self, part: Part) -> None:
         """Delete a value; not an error if there is none."""
         with self._lock:
-            self._check_open()
+            self._check_writable()
             self._written[part] = None
             self._live.pop(part, None)
 
     def update(self, part: Part, change: Callable[[Any], Any], default: Any) -> Any:
         """Read, change, write, as one step for all threads; return the new value."""
         with self._lock:
+            self._check_writable()
             value = self.get(part, _ABSENT)
             if value is _ABSENT:
                 value = codec.decode(encode_value(part, default))  # a copy: the default must not collect changes
@@ -113,6 +121,11 @@ class Values:
     def _check_open(self) -> None:
         if self._closed is not None:
             raise TurnClosedError(self._closed)
+
+    def _check_writable(self) -> None:
+        self._check_open()
+        if self._read_only is not None:
+            raise TurnClosedError(self._read_only)
 
     def _load(self, part: Part) -> Any:
         if part in self._live:
