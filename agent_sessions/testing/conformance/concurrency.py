@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
+from typing import Any
+
+import pytest
 
 from agent_sessions.errors import SessionBusyError, SessionConflictError
-from agent_sessions.stores.base import Key, Part, Store, Wanted
+from agent_sessions.stores.base import ABSENT, Key, Part, Store, Wanted
 from agent_sessions.testing.clock import FakeClock
 from agent_sessions.testing.conformance.harness import (
     Harness,
@@ -92,6 +95,25 @@ class Concurrency(Harness):
 
         await in_threads(store, 4, work)
         check_batches(await read_log(store, key), workers=4, turns=10, size=5)
+
+    async def test_a_store_that_says_it_never_waits_never_does(self, store: Store, key: Key) -> None:
+        operations: list[Coroutine[Any, Any, object]] = [
+            store.commit(key, change(logs=append(b"1"), hold_ms=1000)),
+            store.open(key, wanted=Wanted(), lease=lease("us")),
+            store.renew(key, "us", 1000),
+            store.release(key, "us"),
+            store.unlock(key),
+            store.commit_status(key, new_id(), since=ABSENT),
+            store.find(key.tenant, key.kind),
+            store.count(key.tenant, key.kind),
+            store.delete(key, new_id()),
+        ]
+        for operation in operations:
+            if store.never_waits:
+                with pytest.raises(StopIteration):
+                    operation.send(None)
+            else:
+                await operation
 
     async def test_a_reader_beside_writers_sees_whole_commits(self, store: Store, other: Store, key: Key) -> None:
         done = asyncio.Event()

@@ -253,6 +253,18 @@ class Leases(Harness):
             await store.commit(made, change())
         assert await take(other, made, "first", queue=True)
 
+    async def test_a_commit_that_holds_leaves_the_queue_as_it_is(self, store: Store, other: Store, made: Key) -> None:
+        assert await take(store, made, "us")
+        for owner in ("first", "second"):
+            assert not await take(other, made, owner, queue=True)
+        for _ in range(2):
+            await store.commit(made, change(hold_ms=LEASE_MS))
+        assert (await store.open(made)).waiters == 2
+        assert not await take(other, made, "first", queue=True)
+        await store.release(made, "us")
+        assert not await take(other, made, "second", queue=True)
+        assert await take(other, made, "first", queue=True)
+
     async def test_who_does_not_queue_has_no_place(self, store: Store, made: Key) -> None:
         assert await take(store, made, "us")
         assert not await take(store, made, "passer-by")

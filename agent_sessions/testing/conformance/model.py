@@ -1,4 +1,4 @@
-"""Any sequence of operations leads to what a model of thirty lines of dictionaries says."""
+"""Any sequence of operations leads to what a model made of plain dictionaries says."""
 
 from __future__ import annotations
 
@@ -297,7 +297,7 @@ class Machine(RuleBasedStateMachine):
         self.check(self.keys[number], None, None)
 
     @rule(limit=st.integers(1, 3))
-    def list(self, limit: int) -> None:
+    def find_and_count(self, limit: int) -> None:
         """Find and count."""
         tenant = self.keys[0].tenant
         for user in (None, "ann", "bob"):
@@ -339,9 +339,8 @@ class Machine(RuleBasedStateMachine):
         self.check_logs(opened, seen, life, limit)
         self.check_collections(opened, life)
         if seen is None:
-            self.seen[key].append(
-                Seen(Known(opened.version, opened.row.record_tag if opened.row else b""), deepcopy(life))
-            )
+            assert opened.row is not None
+            self.seen[key].append(Seen(Known(opened.version, opened.row.record_tag), deepcopy(life)))
 
     def check_row(self, opened: Opened, seen: Seen | None, life: Life) -> None:
         """The row, with fields if they changed."""
@@ -405,8 +404,14 @@ class AnySequence(Harness):
     """How many sequences are tried."""
 
     def test_any_sequence_of_operations_does_what_the_model_says(self) -> None:
+        make_store = self.make_store
+
+        class Bound(Machine):
+            def __init__(self) -> None:
+                super().__init__(make_store)
+
         run_state_machine_as_test(
-            lambda: Machine(self.make_store),
+            Bound,
             settings=settings(
                 max_examples=self.EXAMPLES,
                 stateful_step_count=40,
