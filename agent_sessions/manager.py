@@ -338,7 +338,6 @@ class SessionManager:
         session = Session._of(turn)
         if isinstance(given, Session):
             given._bind(turn)
-        stored = False
         token = enter_session(session)
         try:
             try:
@@ -346,16 +345,19 @@ class SessionManager:
             finally:
                 leave_session(token)
             await turn.commit(release=True)
-            stored = True
             self._remember(turn)
         except BaseException:
-            await self._release(turn.key, turn.owner or "")
+            if not turn.is_stored:
+                await uncancelled(self._discard(turn))
             raise
         finally:
             self.leases.drop(turn.owner or "")
-            turn.close(f"the turn on session {turn.key.id!r} is over; open the session again")
             if isinstance(given, Session):
-                given._unbind(turn, stored=stored)
+                given._unbind(turn, stored=turn.is_stored)
+
+    async def _discard(self, turn: Turn) -> None:
+        await turn.discard()
+        await self._release(turn.key, turn.owner or "")
 
     def _remember(self, turn: Turn) -> None:
         self._cache.put(turn.key, turn.image) if turn.is_certain else self._cache.drop(turn.key)

@@ -65,6 +65,8 @@ class Turn:
         self.traffic = Traffic()
         self.is_certain = True
         """Whether the image is known to be what is stored, so that a cache may keep it."""
+        self.is_stored = False
+        """Whether its last commit is stored."""
         self._image = image
         self._lease_ms = lease_ms
         self._ttl_ms = ttl_ms
@@ -92,8 +94,12 @@ class Turn:
     def close(self, reason: str) -> None:
         """From now on every use raises `TurnClosedError` with this reason."""
         with self._lock:
-            self._closed = reason
+            self._closed = self._closed or reason
             self.values.close(reason)
+
+    @property
+    def _over(self) -> str:
+        return f"the turn on session {self.key.id!r} is over; open the session again"
 
     def field(self, name: str) -> Any:
         """A field of the record, or None."""
@@ -238,6 +244,7 @@ class Turn:
         """Store all drafts as one commit; with `release`, give the lease up in it.
 
         The last commit of a turn is made even if nothing was changed: it counts as activity, and makes a new session.
+        From its beginning on the turn is closed: what came later could not be part of it.
 
         Raises:
             SessionConflictError: The session changed since the turn read it.
@@ -249,23 +256,36 @@ class Turn:
         async with self._io():
             with self._lock:
                 self._check_failure()
+                if not release and self.is_stored:
+                    return  # the last commit of the turn took this along
+                self._check_open()
                 try:
                     commit, folded = self._fold(release)
                 except SessionError as error:
                     self._failure = error
                     raise
                 self._image = folded
-            if commit is None:
-                return
-            try:
-                storing = store_commit(self.store, self.key, commit, self._lease_ms, self.traffic)
-                committed = await uncancelled(storing, never_waits=self.store.never_waits)
-            except SessionError as error:
-                self._failure = error if self._blind else _lost_lease_is_conflict(error, self.key)
-                raise self._failure from error
-            with self._lock:
-                self._image = _confirmed(folded, commit, committed)
-                self.is_certain = self.is_certain and committed.previous == folded.version and not committed.repeated
+                if release:
+                    self.close(self._over)
+            if commit is not None:
+                await uncancelled(self._store(commit, folded), never_waits=self.store.never_waits)
+
+    async def discard(self) -> None:
+        """Close the turn without a commit; return when nothing of it is on its way to the store any more."""
+        self.close(self._over)
+        async with self._io():
+            return
+
+    async def _store(self, commit: Commit, folded: Image) -> None:
+        try:
+            committed = await store_commit(self.store, self.key, commit, self._lease_ms, self.traffic)
+        except SessionError as error:
+            self._failure = error if self._blind else _lost_lease_is_conflict(error, self.key)
+            raise self._failure from error
+        with self._lock:
+            self._image = _confirmed(folded, commit, committed)
+            self.is_certain = self.is_certain and committed.previous == folded.version and not committed.repeated
+            self.is_stored = commit.hold_ms is None
 
     async def _step(self) -> None:
         if self.mode == "step":
