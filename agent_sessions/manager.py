@@ -141,6 +141,8 @@ class SessionManager:
         if joined is not None:
             _check_user(key, joined.user_id, user_id)
             _merge_metadata(joined._open_turn(), metadata)
+            if isinstance(session, Session):
+                joined._admit(session)
             yield joined
             return
         with observed_turn(key) as observation:
@@ -336,10 +338,10 @@ class SessionManager:
     async def _running(self, turn: Turn, given: str | Session) -> AsyncIterator[Session]:
         """The turn as the current one of this context: committed at the end, or discarded."""
         session = Session._of(turn)
-        if isinstance(given, Session):
-            given._bind(turn)
-        token = enter_session(session)
         try:
+            if isinstance(given, Session):
+                session._admit(given)
+            token = enter_session(session)
             try:
                 yield session
             finally:
@@ -352,8 +354,7 @@ class SessionManager:
             raise
         finally:
             self.leases.drop(turn.owner or "")
-            if isinstance(given, Session):
-                given._unbind(turn, stored=turn.is_stored)
+            session._dismiss()
 
     async def _discard(self, turn: Turn) -> None:
         await turn.discard()

@@ -234,6 +234,8 @@ class Session(Namespace):
         self._turn: Turn | None = None
         self._last: Turn | None = None
         self._draft = Values({})
+        self._guests: list[Session] = []
+        self._lent: dict[Turn, dict[Part, bytes | None]] = {}
         super().__init__(self, DEFAULT_NAMESPACE)
 
     def namespace(self, name: str) -> Namespace:
@@ -242,8 +244,10 @@ class Session(Namespace):
 
     def namespaces(self) -> list[str]:
         """The names of all namespaces that hold anything, sorted."""
-        turn = self._turn or self._last
-        return sorted(self._draft.namespaces()) if turn is None else turn.namespaces()
+        if self._turn is not None:
+            return self._turn.namespaces()
+        parts = set() if self._last is None else self._last.image.filled_parts
+        return sorted({*self._draft.namespaces(), *(part.namespace for part in parts)})
 
     @property
     def record(self) -> SessionRecord | None:
@@ -282,18 +286,35 @@ class Session(Namespace):
         session._turn = turn
         return session
 
-    def _bind(self, turn: Turn) -> None:
-        """Take part in a turn, with all that was set since the last one."""
-        turn.values.replay(self._draft.changes())
-        self._turn = turn
-
-    def _unbind(self, turn: Turn, *, stored: bool) -> None:
-        """Leave the turn: show what it left, or, if it was discarded, keep what was set before it for the next."""
-        if self._turn is not turn:
+    def _admit(self, guest: Session) -> None:
+        """Let a session made by hand take part in this one's turn, with all that was set on it since its last one."""
+        turn = self._turn
+        if turn is None or guest is self or guest._turn is turn:
             return
-        self._turn = None
-        if stored:
-            self._last, self._draft = turn, Values(turn.values.stored)
+        written = guest._draft.written()
+        turn.values.replay(written)
+        self.volatile.update(guest.volatile)
+        guest._turn, guest._draft, guest.volatile = turn, Values({}), self.volatile
+        guest._lent[turn] = written
+        self._guests.append(guest)
+
+    def _dismiss(self) -> None:
+        """End the turn for all who take part in it."""
+        turn = self._turn
+        while turn is not None and self._guests:
+            self._guests.pop()._leave(turn)
+
+    def _leave(self, turn: Turn) -> None:
+        """Show what the turn left, or, if it was discarded, keep what was set before it for the next."""
+        unsaved = {} if turn.is_stored else self._lent[turn]
+        unsaved = {**unsaved, **self._draft.written()}
+        del self._lent[turn]
+        if self._turn is turn:
+            self._turn, self.volatile = None, {}
+        if turn.is_stored:
+            self._last = turn
+        self._draft = Values({} if self._last is None else self._last.image.values)
+        self._draft.replay(unsaved)
 
     def _values(self) -> Values:
         return self._draft if self._turn is None else self._turn.values

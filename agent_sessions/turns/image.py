@@ -49,6 +49,11 @@ class Image(Struct, frozen=True):
         return [*self.log_heads, *self.collections]
 
     @property
+    def filled_parts(self) -> set[Part]:
+        """Every log and collection that holds anything."""
+        return {*(part for part, head in self.log_heads.items() if head.count), *self.collections}
+
+    @property
     def fields(self) -> Mapping[str, bytes]:
         """The record's fields."""
         return {} if self.row is None else self.row.fields or {}

@@ -119,8 +119,11 @@ class Turn:
     def namespaces(self) -> list[str]:
         """Every namespace that holds anything."""
         with self._lock:
-            parts = [*self._image.collections, *self._logs, *self._collections]
-            parts += [part for part, head in self._image.log_heads.items() if head.count]
+            parts = self._image.filled_parts
+            for part, draft in self._logs.items():
+                filled = draft.appended or draft.remaining(self._stored_count(part)) > 0
+                parts.add(part) if filled else parts.discard(part)
+            parts |= {part for part, draft in self._collections.items() if any(draft.entries.values())}
             return sorted({*self.values.namespaces(), *(part.namespace for part in parts)})
 
     # ------------------------------------------------------------------------------------------------ logs

@@ -85,13 +85,20 @@ class Values:
             candidates = {*self._stored, *(part.namespace for part in self._written)}
             return {namespace for namespace in candidates if self.names(namespace)}
 
-    def changes(self) -> dict[Part, bytes | None]:
-        """What differs from what is stored, changes in place included; None means deleted."""
+    def written(self) -> dict[Part, bytes | None]:
+        """What was set, deleted or changed in place, also if it is the same as what is stored; None means deleted."""
         with self._lock:
             for part, value in self._live.items():
                 if not codec.is_immutable(value):
-                    self._written[part] = encode_value(part, value)
-            return {part: data for part, data in self._written.items() if data != self._stored_data(part)}
+                    data = encode_value(part, value)
+                    if data != self._data(part):
+                        self._written[part] = data
+            return self._written.copy()
+
+    def changes(self) -> dict[Part, bytes | None]:
+        """What differs from what is stored, changes in place included; None means deleted."""
+        with self._lock:
+            return {part: data for part, data in self.written().items() if data != self._stored_data(part)}
 
     def take(self) -> dict[Part, bytes | None]:
         """Hand the changes over, to be stored: from here on they count as stored."""
@@ -106,10 +113,10 @@ class Values:
         """What is stored, or was taken to be."""
         return self._stored
 
-    def replay(self, changes: Mapping[Part, bytes | None]) -> None:
-        """Write encoded changes, as if they had been made here."""
+    def replay(self, written: Mapping[Part, bytes | None]) -> None:
+        """Write what was written elsewhere, as if it had been written here."""
         with self._lock:
-            for part, data in changes.items():
+            for part, data in written.items():
                 self._written[part] = data
                 self._live.pop(part, None)
 
@@ -130,7 +137,7 @@ class Values:
     def _load(self, part: Part) -> Any:
         if part in self._live:
             return self._live[part]
-        data = self._written[part] if part in self._written else self._stored_data(part)
+        data = self._data(part)
         if data is None:
             return _ABSENT
         try:
@@ -141,6 +148,9 @@ class Values:
             ) from error
         self._live[part] = value
         return value
+
+    def _data(self, part: Part) -> bytes | None:
+        return self._written[part] if part in self._written else self._stored_data(part)
 
     def _stored_data(self, part: Part) -> bytes | None:
         names = self._stored.get(part.namespace)
