@@ -25,9 +25,10 @@ from .record import LockInfo, SessionRecord, lock_info, record_of
 from .session import Session, enter_session, joined_session, leave_session
 from .settings import Settings
 from .stores import open_store
-from .stores.base import CommitStatus, Key, LeaseWanted, Opened, Part, Store, Version, Wanted
+from .stores.base import CommitStatus, Key, LeaseWanted, Opened, Part, Store, Wanted
 from .telemetry import Observation, observed_turn
 from .turns.cache import ImageCache
+from .turns.commits import parse_commit_name
 from .turns.image import Image
 from .turns.leases import LeaseKeeper, new_owner
 from .turns.turn import CommitMode, Turn
@@ -241,10 +242,9 @@ class SessionManager:
 
         Returns `stored`, `not_stored`, or `unknown` when more than 64 commits have followed since.
         """
-        revision, _, name = commit_id.partition("-")
         try:
-            since, raw = Version(int(revision), b""), bytes.fromhex(name)
-        except ValueError:
+            since, raw = parse_commit_name(commit_id)
+        except (AttributeError, ValueError):
             raise InvalidError(
                 "COMMIT_ID", "commit_id must be the one that a CommitUnknownError carries", field="commit_id"
             ) from None

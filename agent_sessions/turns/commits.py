@@ -8,7 +8,7 @@ import time
 from msgspec import Struct
 
 from ..errors import CommitTooLargeError, CommitUnknownError, StoreUnavailableError
-from ..stores.base import Commit, Committed, Key, Store
+from ..stores.base import ABSENT, Commit, Committed, Key, Store, Version
 
 MAX_COMMIT_BYTES = 32 * 2**20
 
@@ -27,7 +27,7 @@ async def store_commit(store: Store, key: Key, commit: Commit, lease_ms: int, tr
     """Commit, and repeat under the same id for as long as the store is silent and the lease may still be ours.
 
     Raises:
-        CommitUnknownError: The store took the commit and never answered.
+        CommitUnknownError: The store took the commit and never answered, or can't tell any more whether it did.
         StoreUnavailableError: The store could not be reached at all: nothing was stored.
     """
     give_up = time.monotonic() + lease_ms / 1000
@@ -36,6 +36,8 @@ async def store_commit(store: Store, key: Key, commit: Commit, lease_ms: int, tr
         traffic.round_trips += 1
         try:
             return await store.commit(key, commit)
+        except CommitUnknownError as error:
+            raise CommitUnknownError(error.message, commit_id=commit_name(commit)) from error
         except StoreUnavailableError as error:
             maybe_stored = maybe_stored or error.maybe_done
             if time.monotonic() + pause >= give_up:
@@ -62,8 +64,19 @@ def check_size(commit: Commit, key: Key) -> int:
 
 
 def commit_name(commit: Commit) -> str:
-    """The commit's id as people and programs pass it on: the revision it was to follow, and its own id."""
-    return f"{0 if commit.expected is None else commit.expected.revision}-{commit.id.hex()}"
+    """The commit's id as people and programs pass it on: the version it was to follow, and its own id."""
+    expected = commit.expected or ABSENT
+    return f"{expected.revision}-{expected.commit_id.hex()}-{commit.id.hex()}"
+
+
+def parse_commit_name(name: str) -> tuple[Version, bytes]:
+    """The version that a commit was to follow, and its own id.
+
+    Raises:
+        ValueError: It is no name of a commit.
+    """
+    revision, expected_id, own_id = name.split("-")
+    return Version(int(revision), bytes.fromhex(expected_id)), bytes.fromhex(own_id)
 
 
 def _unknown(key: Key, commit: Commit) -> CommitUnknownError:
