@@ -148,6 +148,7 @@ class SessionManager:
             return
         with observed_turn(key) as observation:
             turn = await self._begin(key, user_id, commit, wait_s, logs or {}, create, observation)
+            turn.traffic.round_trips += observation.traffic.round_trips
             observation.traffic = turn.traffic
             async with self._running(turn, session) as opened:
                 _merge_metadata(turn, metadata)
