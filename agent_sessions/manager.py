@@ -17,7 +17,6 @@ from .errors import (
     ForbiddenError,
     InvalidError,
     SessionBusyError,
-    SessionError,
     SessionNotFoundError,
 )
 from .identifiers import DEFAULT_TENANT, check_id, check_name
@@ -369,8 +368,10 @@ class SessionManager:
         try:
             releasing = asyncio.wait_for(self.store.release(key, owner), timeout=self.lease_ms / 1000)
             await uncancelled(releasing)
-        except (SessionError, TimeoutError) as error:
-            logger.warning("the lease of session %r could not be given up (%s); it will run out", key.id, error)
+        except Exception as error:  # whatever it is, it must not hide why the turn ended
+            logger.warning(
+                "the lease of session %r could not be given up (%s); it will run out", key.id, type(error).__name__
+            )
 
 
 _shared: dict[Settings, SessionManager] = {}
