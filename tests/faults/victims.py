@@ -59,7 +59,8 @@ def add_batches(url: str, prefix: str, session_id: str, worker: int, batches: in
         manager = manager_of(url, prefix)
         session = OpenAISession(session_id, manager=manager)
         for batch in range(batches):
-            await session.add_items([{"worker": worker, "batch": batch, "item": item} for item in range(BATCH)])
+            items: list[Any] = [{"worker": worker, "batch": batch, "item": item} for item in range(BATCH)]
+            await session.add_items(items)
             await asyncio.sleep(random.random() * 0.002)
         await manager.store.aclose()
 
