@@ -177,17 +177,20 @@ class SessionManager:
         """Add items to a session's log at once, all or none, in one round trip; a new session is made by it.
 
         Inside a turn on that session it is part of the turn. Otherwise it waits for a turn that is running, as
-        `open` does, but not for one that only reads.
+        `open` does, but not for one that only reads. With a `user_id` the first append of a process takes two round
+        trips: it has to see whose session it is.
 
         Raises:
             SerializationError: An item can't be stored.
             SessionBusyError: Another turn kept the session for too long.
+            ForbiddenError: It belongs to another user.
             StoreUnavailableError, CommitUnknownError: As in `open`.
         """
         key = self._key(session)
-        if joined_session(self.store, key) is None:
+        image = self._cache.get(key)
+        is_known_owner = user_id is None or (image.row is not None and image.row.belongs_to == user_id)
+        if is_known_owner and joined_session(self.store, key) is None:
             part = Part(check_name(namespace, "namespace"), check_name(log, "name"))
-            image = self._cache.get(key)
             turn = self._turn(key, image, user_id, "turn", blind=True)
             await turn.append_items(part, items)
             try:

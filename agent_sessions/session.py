@@ -36,7 +36,7 @@ class Log:
         Raises:
             SerializationError: An item can't be stored; `field` is the path to what can't: `items[2].when`.
         """
-        await self._session._open_turn().append_items(self._part, _listed(items))
+        await self._session._open_turn().append_items(self._part, items)
 
     async def read(self, limit: int | None = None) -> list[Any]:
         """The last `limit` items (None: all), oldest first, in a new list.
@@ -365,12 +365,6 @@ def leave_session(token: Token[tuple[Session, ...]]) -> None:
         _sessions.reset(token)
     except ValueError:
         return
-
-
-def _listed(items: Sequence[Any]) -> list[Any]:
-    if not isinstance(items, list | tuple):
-        raise InvalidError("ITEMS", f"items must be a list, not {type(items).__name__}", field="items")
-    return list(items)
 
 
 def _checked_limit(limit: int | None) -> int | None:

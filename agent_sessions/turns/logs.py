@@ -10,7 +10,7 @@ from typing import Any
 from msgspec import Struct
 
 from .. import codec
-from ..errors import SerializationError
+from ..errors import InvalidError, SerializationError
 from ..stores.base import LogChange, LogHead, Part
 
 DECODED_FACTOR = 2.5
@@ -162,4 +162,6 @@ class LogDraft(Struct):
 
 def encode_items(part: Part, items: Sequence[Any]) -> list[bytes]:
     """Encode items for a log; an error names the path from the log's name: `items[2].when`."""
+    if not isinstance(items, list | tuple):
+        raise InvalidError("ITEMS", f"items must be a list, not {type(items).__name__}", field="items")
     return [codec.encode(item, root=f"{part.name}[{index}]") for index, item in enumerate(items)]
