@@ -112,19 +112,19 @@ class Activations:
         return sorted((one for one in checked if one is not None), key=lambda one: one.start, reverse=True)
 
     async def _write(self, activation: Activation, owner: str, hold_ms: int | None) -> bool:
-        commit = Commit(
-            id=secrets.token_bytes(8),
-            owner=owner,
-            expected=None,
-            hold_ms=hold_ms,
-            ttl_ms=self._manager.ttl_ms,
-            belongs_to=activation.session_id,
-            fields={_FIELD: codec.encode(_fields(activation))},
-        )
         try:
+            commit = Commit(
+                id=secrets.token_bytes(8),
+                owner=owner,
+                expected=None,
+                hold_ms=hold_ms,
+                ttl_ms=self._manager.ttl_ms,
+                belongs_to=activation.session_id,
+                fields={_FIELD: codec.encode(_fields(activation))},
+            )
             await self._manager.store.commit(_key(activation), commit)
-        except SessionError as error:
-            logger.warning("activation %s could not be written: %s", activation.activation_id, error.code)
+        except Exception as error:
+            logger.warning("activation %s could not be written: %s", activation.activation_id, _named(error))
             return False
         return True
 
@@ -138,8 +138,8 @@ class Activations:
                 )
                 for place in newest.found:
                     await store.delete(Key(tenant_id, "run", place.id), secrets.token_bytes(8))
-        except SessionError as error:
-            logger.warning("old activations of session %r could not be removed: %s", session_id, error.code)
+        except Exception as error:
+            logger.warning("old activations of session %r could not be removed: %s", session_id, _named(error))
 
 
 def bounded(value: Any) -> tuple[Any, bool]:
@@ -150,12 +150,20 @@ def bounded(value: Any) -> tuple[Any, bool]:
             return value, False
         return raw[:MAX_TEXT_BYTES].decode(errors="ignore"), True
     try:
-        if len(codec.encode(value)) <= MAX_TEXT_BYTES:
-            return value, False
+        data = codec.encode(value)
+        if len(data) <= MAX_TEXT_BYTES:
+            return codec.decode(data), False  # a copy: the agent may change its own
     except SessionError:
         pass  # not storable as it is: its text is
-    text, _ = bounded(str(value))
+    try:
+        text, _ = bounded(str(value))
+    except Exception:  # it has none either
+        text = f"<{type(value).__name__}>"
     return text, True
+
+
+def _named(error: Exception) -> str:
+    return error.code if isinstance(error, SessionError) else type(error).__name__
 
 
 def _key(activation: Activation) -> Key:

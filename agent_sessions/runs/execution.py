@@ -14,7 +14,7 @@ from msgspec import Struct
 
 from ..background import uncancelled
 from ..errors import RunPausedError, SessionError, SessionNotFoundError
-from ..identifiers import check_name
+from ..identifiers import check_id, check_name
 from ..manager import SessionManager
 from ..session import Session
 from ..turns.turn import CommitMode
@@ -153,7 +153,6 @@ async def executing(manager: SessionManager, hooks: Sequence[Hook], request: Req
     activation = _started(manager, adapter, request, parent)
     thread, is_child = _thread(adapter, request, activation, parent)
     activations = Activations(manager)
-    starting = await _starting(activations, activation, manager.store.never_waits)
     opening = manager.open(
         activation.session_id if request.session is None else request.session,
         user_id=request.user_id,
@@ -162,6 +161,7 @@ async def executing(manager: SessionManager, hooks: Sequence[Hook], request: Req
         commit=request.commit,
         logs={(adapter.framework, name): None for name in adapter.logs(thread)},
     )
+    starting = await _starting(activations, activation, manager.store.never_waits)
     try:
         async with opening as session:
             call = Call(
@@ -212,13 +212,13 @@ def _started(manager: SessionManager, adapter: Adapter, request: Request, parent
     payload, cut = bounded(request.input)
     return Activation(
         activation_id=activation_id,
-        session_id=given.id if isinstance(given, Session) else given,
+        session_id=given.id if isinstance(given, Session) else check_id(given, "session_id"),
         tenant_id=manager.tenant_id,
         agent_name=adapter.agent_name(request.agent),
         framework=adapter.framework,
         status="RUNNING",
         start=datetime.now(UTC),
-        user_id=request.user_id,
+        user_id=None if request.user_id is None else check_id(request.user_id, "user_id"),
         parent_activation_id=None if parent is None else parent.activation.activation_id,
         payload=payload,
         cut=cut,
