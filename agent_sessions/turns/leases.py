@@ -74,8 +74,9 @@ class LeaseKeeper:
                 "the lease of %s %r was lost; if another turn took it, the commit will be refused", key.kind, key.id
             )
             self.drop(owner)
-        except SessionError as error:
-            logger.warning("the lease of %s %r could not be renewed (%s); trying again", key.kind, key.id, error.code)
+        except Exception as error:  # one that can't be renewed must not end the renewal of all others
+            reason = error.code if isinstance(error, SessionError) else type(error).__name__
+            logger.warning("the lease of %s %r could not be renewed (%s); trying again", key.kind, key.id, reason)
 
 
 def _after_fork() -> None:
