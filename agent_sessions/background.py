@@ -6,6 +6,7 @@ import asyncio
 import os
 import threading
 from collections.abc import Awaitable, Callable, Coroutine
+from contextvars import Context
 from typing import Any, TypeVar
 
 import anyio
@@ -54,7 +55,8 @@ def spawn(function: Callable[[], Coroutine[Any, Any, None]]) -> None:
     """Start one of the library's own coroutine functions in the background thread, from any thread."""
     portal()
     assert _loop is not None
-    asyncio.run_coroutine_threadsafe(function(), _loop)
+    # In a context of its own: it outlives the caller, whose turn and trace it must not keep.
+    Context().run(asyncio.run_coroutine_threadsafe, function(), _loop)
 
 
 async def uncancelled(work: Awaitable[T], *, never_waits: bool = False) -> T:
