@@ -14,13 +14,11 @@ import threading
 import time
 import warnings
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
 from redis.asyncio import Redis
 
-from agent_sessions.clock import Clock
 from agent_sessions.errors import (
     InvalidError,
     SessionBusyError,
@@ -44,8 +42,7 @@ from agent_sessions.stores.base import (
     Wanted,
 )
 from agent_sessions.stores.redis import RedisStore
-from agent_sessions.testing import FakeClock, LostReplies
-from agent_sessions.testing.conformance.faults import Fault
+from agent_sessions.testing import FakeClock
 
 KEY = Key("default", "session", "s-1")
 LOG = Part("openai", "items")
@@ -491,8 +488,7 @@ class Proxy:
 
     def __init__(self, port: int) -> None:
         self._to = port
-        self.lose_requests = self.lose_replies = 0
-        self.requests = 0
+        self.lose_replies = self.requests = 0
 
     async def __aenter__(self) -> Proxy:
         self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
@@ -509,9 +505,6 @@ class Proxy:
             while data := await reader.read(1 << 20):
                 if b"EVAL" in data:
                     self.requests += 1
-                    if self.lose_requests:
-                        self.lose_requests -= 1
-                        break
                 up_writer.write(data)
 
         async def back() -> None:
@@ -549,25 +542,6 @@ async def test_a_commit_that_the_client_sends_again_by_itself_is_stored_once(
         assert (await behind.commit(KEY, change(logs={LOG: LogChange(append=[b"blind"])}))).repeated
         await behind.aclose()
     assert (await store.open(KEY, wanted=EVERYTHING)).logs[0].items == [b"first", b"once", b"blind"]
-
-
-class TestLostReplies(LostReplies):
-    @pytest.fixture(autouse=True)
-    def _server(self, redis_url: str, redis_server: Any) -> None:
-        self.url, self.port = redis_url, redis_server.port
-
-    def make_store(self, clock: Clock) -> Store:
-        self.time = clock
-        return RedisStore.from_url(self.url, clock=clock)
-
-    @asynccontextmanager
-    async def losing(self, fault: Fault) -> AsyncIterator[Store]:
-        async with Proxy(self.port) as proxy:
-            store = RedisStore.from_url(proxy.url, clock=self.time)
-            proxy.lose_requests = 1000 if fault == "request" else 0
-            proxy.lose_replies = 1000 if fault == "reply" else 0
-            yield store
-            await store.aclose()
 
 
 # --------------------------------------------------------------------------------------------------- the queue

@@ -1,7 +1,6 @@
 -- Applies one commit, or refuses it whole.
 --
--- KEYS  K, K:v, the index by activity and by end, the same two of the user it belongs to (if any),
---       then every log (K:l...) and collection (K:c... followed by K:z...) of the session, and the new ones
+-- KEYS  K, the indexes, every part of the session and the new ones (K:v if there are values, or new ones)
 -- ARGV  1: header and operations, packed; then their names and payloads, in the order of the operations
 --
 -- Replies
@@ -20,7 +19,7 @@ local function has(flag) return bit.band(flags, flag) ~= 0 end
 
 now = clock(now)
 local m = main(now, true)
-local first_part = has(HAS_USER_INDEX) and 7 or 5
+local first_part = has(HAS_USER_INDEX) and 6 or 4
 
 -- ------------------------------------------------------------------------------------------------- checks
 
@@ -68,7 +67,7 @@ local total = 0
 for part, e in pairs(entries) do
   if string.byte(part) == 118 then total = total + e[1] end
 end
-if n_values > 0 and total > 0 and call('HLEN', KEYS[2]) ~= total then return {'L', 'v'} end
+if n_values > 0 and total > 0 and call('HLEN', V) ~= total then return {'L', 'v'} end
 local values = {}
 for i = 1, n_values do
   local ns, puts, dels
@@ -139,7 +138,6 @@ if m.found and not m.exists then
   for _, name in ipairs(call('HKEYS', K)) do
     if string.byte(name) == 46 or name == 'b' or name == 'k' then call('HDEL', K, name) end
   end
-  call('UNLINK', KEYS[2])
   for i = first_part, #KEYS do call('UNLINK', KEYS[i]) end
 end
 
@@ -165,10 +163,10 @@ end
 slices('HDEL', K, fields.del, fields.n_del)
 slices('HSET', K, fields.put, fields.n_put)
 
-if n_values > 0 and total == 0 then call('UNLINK', KEYS[2]) end
+if n_values > 0 and total == 0 then call('UNLINK', V) end
 for _, v in ipairs(values) do
-  local added = slices('HSET', KEYS[2], v.put, v.n_put)
-  set_entry(v.part, entry(v.part)[1] + added - slices('HDEL', KEYS[2], v.del, v.n_del), rev, 0)
+  local added = slices('HSET', V, v.put, v.n_put)
+  set_entry(v.part, entry(v.part)[1] + added - slices('HDEL', V, v.del, v.n_del), rev, 0)
 end
 
 for _, l in ipairs(logs) do
@@ -225,14 +223,12 @@ end
 if gone then
   call('PEXPIRE', K, last_need(gone, till, queue) - now)
   for i = first_part, #KEYS do call('PEXPIRE', KEYS[i], gone - now) end
-  if total + n_values > 0 then call('PEXPIRE', KEYS[2], gone - now) end
 elseif not m.exists or m.gone then
   call('PERSIST', K)
   for i = first_part, #KEYS do call('PERSIST', KEYS[i]) end
-  call('PERSIST', KEYS[2])
 end
 
-for i = 3, first_part - 1, 2 do
+for i = 2, first_part - 1, 2 do
   call('ZADD', KEYS[i], now, member)
   call('ZADD', KEYS[i + 1], gone or '+inf', member)
   if not m.exists then

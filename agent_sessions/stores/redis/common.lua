@@ -23,11 +23,13 @@
 --   c<part>  a collection that has entries: how many, the revision that last changed it, 0
 --   v<ns>    a namespace of values: how many, the revision that last changed one, 0
 --
--- The key of a log or collection is K, a colon and its id in the registry. Scripts do not roll back: every script
+-- The key of a log or collection is K, a colon and its id in the registry. A call's KEYS are K; where they are
+-- needed, the index by activity and by end and the same two of the user that the session belongs to; then the parts
+-- in any order, only that K:z<part> follows K:c<part>. Scripts do not roll back: every script
 -- makes all its checks before its first write, and a refusal is an ordinary reply, never a Redis error.
 
 local FORMAT, RING, HANDOVER, SLICE = 1, 64, 2000, 1000
-local K, call = KEYS[1], redis.call
+local K, V, call = KEYS[1], KEYS[1] .. ':v', redis.call
 
 -- The time: the caller's if it brought one (tests do), else the server's.
 local function clock(given)
@@ -102,7 +104,8 @@ local function all_declared(entries, first)
   local declared = {}
   for i = first, #KEYS do declared[string.sub(KEYS[i], #K + 2)] = true end
   for id, e in pairs(entries) do
-    if e[1] > 0 and string.byte(id) ~= 118 and not declared[id] then return false end
+    if string.byte(id) == 118 then id = 'v' end
+    if e[1] > 0 and not declared[id] then return false end
   end
   return true
 end

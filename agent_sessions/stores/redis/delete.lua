@@ -1,6 +1,6 @@
 -- Removes a session with all its parts. Waiters keep their places, and the first one gets the lease.
 --
--- KEYS  K, K:v, the indexes as in commit.lua, all parts; the last one is the tombstone of this very deletion
+-- KEYS  as in commit.lua; the last one is the tombstone of this very deletion
 -- ARGV  1: now, the user whose index is declared (or empty), the session's id in the index
 -- Replies {1} removed, {0} it was absent, {'K', registry, belongs to} declare these too and repeat
 
@@ -16,14 +16,14 @@ if before then
 end
 
 local m = main(now)
-local first_part = declared ~= '' and 7 or 5
+local first_part = declared ~= '' and 6 or 4
 if m.found then
   if (m.belongs or '') ~= declared or not all_declared(parse_registry(m.registry), first_part) then
     return {'K', m.registry, m.belongs or false}
   end
   local queue = waiters(m.queue, now)
   for i = 2, #KEYS - 1 do
-    if i == 2 or i >= first_part then call('UNLINK', KEYS[i]) else call('ZREM', KEYS[i], member) end
+    if i >= first_part then call('UNLINK', KEYS[i]) else call('ZREM', KEYS[i], member) end
   end
   local held = not m.exists and m.live and m.till
   if held then

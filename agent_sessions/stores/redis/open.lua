@@ -1,11 +1,13 @@
 -- Reads a session at one moment and takes its lease, if asked to.
 --
--- KEYS  K, K:v, then the logs wanted, then for each collection asked for its hash and its zset
+-- KEYS  K, K:v (if values are wanted and there may be some), then the logs wanted, then for each collection asked for
+--       its hash and its zset
 -- ARGV  1: header (below), then the entries' keys, then for each range its lower and upper bound
 --
 -- Replies
 --   {'F', format}       written by a newer version
 --   {'L', id}           lost: the registry counts something that is not there
+--   {'K'}               there are values: declare K:v and repeat
 --   {head}              refused: only lease and queue
 --   {head, registry or false (unchanged), fields or false, {namespaces, name, value, ...} or false, logs, entries, ranges}
 
@@ -85,7 +87,8 @@ if asked(WANTS_VALUES) and m.exists then
       end
     end
   end
-  if total > 0 and call('HLEN', KEYS[2]) ~= total then return {'L', 'v'} end
+  if total > 0 and KEYS[2] ~= V then return {'K'} end
+  if total > 0 and call('HLEN', V) ~= total then return {'L', 'v'} end
   if not asked(READS_VALUES_ITSELF) and #namespaces > 0 then
     values = {namespaces}
     local put = function(name, value)
@@ -93,20 +96,21 @@ if asked(WANTS_VALUES) and m.exists then
       values[#values + 1] = value
     end
     local names = {}
-    for _, name in ipairs(call('HKEYS', KEYS[2])) do
+    for _, name in ipairs(call('HKEYS', V)) do
       if changed[string.sub(name, 1, string.find(name, '/', 1, true) - 1)] then names[#names + 1] = name end
     end
-    slices('HMGET', KEYS[2], names, put)
+    slices('HMGET', V, names, put)
   end
 end
 
 -- Logs: what follows on the caller's prefix, if its last item is still at its place; else the window.
 -- A prefix is of no use when the version it came with is not an ancestor: numbers restart when a session is made anew.
+local base = KEYS[2] == V and 2 or 1
 local logs = {}
 for i = 1, n_logs do
   local count, last, limit, itself
   count, last, limit, itself, at = struct.unpack('>dddB', ARGV[1], at)
-  local key = KEYS[2 + i]
+  local key = KEYS[base + i]
   local id = string.sub(key, #K + 2)
   local e = entries[id]
   local held = e and e[1] or 0
@@ -126,7 +130,8 @@ for i = 1, n_logs do
 end
 
 -- Collections.
-local base, checked = 2 + n_logs, {}
+base = base + n_logs
+local checked = {}
 local function collection(index)
   local hash, zset = KEYS[base + 2 * index + 1], KEYS[base + 2 * index + 2]
   local e = entries[string.sub(hash, #K + 2)]

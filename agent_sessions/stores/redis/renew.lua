@@ -11,7 +11,7 @@ if not m.live or m.owner ~= owner then return {0} end
 
 local till = now + ms
 local extends = m.exists and m.gone and m.gone < till
-local first_part = declared ~= '' and 7 or 5
+local first_part = declared ~= '' and 6 or 4
 if extends then
   if #KEYS == 1 or (m.belongs or '') ~= declared or not all_declared(parse_registry(m.registry), first_part) then
     return {'K', m.registry, m.belongs or false}
@@ -21,9 +21,8 @@ end
 call('HSET', K, 'lx', till)
 if extends then
   call('HSET', K, 'g', till)
-  call('PEXPIRE', KEYS[2], ms)
   for i = first_part, #KEYS do call('PEXPIRE', KEYS[i], ms) end
-  for i = 4, first_part - 1, 2 do call('ZADD', KEYS[i], till, member) end
+  for i = 3, first_part - 1, 2 do call('ZADD', KEYS[i], till, member) end
   m.gone = till
   call('PEXPIRE', K, last_need(till, till, waiters(m.queue, now)) - now)
 else

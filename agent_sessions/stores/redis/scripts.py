@@ -67,16 +67,25 @@ def _string(text: bytes) -> bytes:
 
 _NUMBERS = 18
 
+_Entries = dict[bytes, tuple[int, int, int]]
+
 
 class Registry(Struct, frozen=True):
     """What a key has, at one version: what its next commit must declare, and what need not be sent again."""
 
     version: Version
     belongs_to: bytes
-    logs: dict[bytes, tuple[int, int, int]]
+    logs: _Entries
     """Count, last and highest number given, by part id."""
-    collections: dict[bytes, tuple[int, int, int]]
+    collections: _Entries
     """Entries and revision, by part id."""
+    namespaces: _Entries
+    """Values and revision, by escaped namespace."""
+
+    @property
+    def has_values(self) -> bool:
+        """Whether there are any values."""
+        return any(count for count, _, _ in self.namespaces.values())
 
     def heads(self) -> dict[Part, LogHead]:
         """Where the logs stand."""
@@ -88,8 +97,10 @@ class Registry(Struct, frozen=True):
 
     def after(self, version: Version, belongs_to: bytes, changed: bytes) -> Registry:
         """The registry after a commit on it."""
-        logs, collections = _parse(changed)
-        return Registry(version, belongs_to, {**self.logs, **logs}, {**self.collections, **collections})
+        logs, collections, namespaces = _parse(changed)
+        return Registry(
+            version, belongs_to, self.logs | logs, self.collections | collections, self.namespaces | namespaces
+        )
 
 
 def registry(version: Version, belongs_to: bytes, packed: bytes) -> Registry:
@@ -97,9 +108,10 @@ def registry(version: Version, belongs_to: bytes, packed: bytes) -> Registry:
     return Registry(version, belongs_to, *_parse(packed))
 
 
-def _parse(packed: bytes) -> tuple[dict[bytes, tuple[int, int, int]], dict[bytes, tuple[int, int, int]]]:
-    logs: dict[bytes, tuple[int, int, int]] = {}
-    collections: dict[bytes, tuple[int, int, int]] = {}
+def _parse(packed: bytes) -> tuple[_Entries, _Entries, _Entries]:
+    logs: _Entries = {}
+    collections: _Entries = {}
+    namespaces: _Entries = {}
     at = 0
     while at < len(packed):
         end = at + 2 + int.from_bytes(packed[at : at + 2])
@@ -113,8 +125,10 @@ def _parse(packed: bytes) -> tuple[dict[bytes, tuple[int, int, int]], dict[bytes
             logs[id] = numbers
         elif sort == ord("c"):
             collections[id] = numbers
+        else:
+            namespaces[id] = numbers
         at = end + _NUMBERS
-    return logs, collections
+    return logs, collections, namespaces
 
 
 def log_heads(packed: bytes) -> dict[Part, LogHead]:
@@ -165,7 +179,9 @@ def pack_open(
         flags |= _WANTS_LEASE | (_QUEUES if lease.queue else 0)
         owner, ms = encode(lease.owner), lease.ms
 
-    keys, argv = [names.main, names.values], [b""]
+    keys, argv = [names.main], [b""]
+    if wanted.values and not (held is not None and flags & _HAS_REGISTRY and not held.has_values):
+        keys.append(names.values)
     beside: list[tuple[bytes, ...]] = [(b"HGETALL", names.values)] if values_beside else []
     logs_beside = []
     specs = []
@@ -330,7 +346,7 @@ def pack_commit(names: KeyNames, now: int, commit: Commit, held: Registry | None
     """Build the keys and arguments of the script."""
     belongs = user_id(commit.belongs_to)
     declared = held.belongs_to if held is not None and held.belongs_to else belongs
-    keys = first_keys(names, declared)
+    keys = _index_keys(names, declared)
     places = _declare(names, keys, commit, held)
 
     ops: list[bytes] = []
@@ -379,17 +395,19 @@ def pack_commit(names: KeyNames, now: int, commit: Commit, held: Registry | None
     return keys, argv
 
 
-def first_keys(names: KeyNames, declared: bytes) -> list[bytes]:
-    """The main key, the values and the indexes, with those of a user if one is declared."""
-    keys = [names.main, names.values, names.active_index, names.gone_index]
+def _index_keys(names: KeyNames, declared: bytes) -> list[bytes]:
+    """The main key and the indexes, with those of a user if one is declared."""
+    keys = [names.main, names.active_index, names.gone_index]
     return [*keys, *names.user_indexes(declared)] if declared else keys
 
 
 def all_keys(names: KeyNames, held: Registry | None) -> list[bytes]:
     """Every key of a session that the registry counts."""
     if held is None:
-        return first_keys(names, b"")
-    keys = first_keys(names, held.belongs_to)
+        return _index_keys(names, b"")
+    keys = _index_keys(names, held.belongs_to)
+    if held.has_values:
+        keys.append(names.values)
     keys += [names.log(id) for id, (count, _, _) in held.logs.items() if count]
     for id, (count, _, _) in held.collections.items():
         if count:
@@ -405,6 +423,8 @@ def _declare(names: KeyNames, keys: list[bytes], commit: Commit, held: Registry 
         logs += [id for id, (count, _, _) in held.logs.items() if count]
         collections += [id for id, (count, _, _) in held.collections.items() if count]
     places: dict[bytes, int] = {}
+    if commit.values or (held is not None and held.has_values):
+        keys.append(names.values)
     for id in logs:
         if b"l" + id not in places:
             keys.append(names.log(id))

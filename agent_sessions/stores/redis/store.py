@@ -202,6 +202,9 @@ class RedisStore:
             reply, beside = await client.run_beside(scripts.OPEN, call.keys, call.argv, call.beside)
         else:
             reply = await client.run(scripts.OPEN, call.keys, call.argv)
+        if reply[0] == b"K":
+            self._forget(names)
+            return await self._open(client, key, wanted, known, lease, channel)
         self._refuse_the_unreadable(key, reply)
 
         head = scripts.unpack_head(reply[0])
@@ -214,7 +217,7 @@ class RedisStore:
 
         _, packed, fields, values, logs, entries, ranges = reply
         if not head.exists:
-            registry = Registry(ABSENT, b"", {}, {})
+            registry = Registry(ABSENT, b"", {}, {}, {})
             self._forget(names)
         elif packed is not None:
             registry = scripts.registry(head.version, head.belongs_to, packed)
