@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import inspect
+import re
 import types
 import typing
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 from ..errors import InvalidError
@@ -31,7 +32,8 @@ def skill(function: F) -> F:
     injected = _injected(function)
     name = getattr(function, "__name__", type(function).__name__)
     wrapper = _async_wrapper if inspect.iscoroutinefunction(function) else _sync_wrapper
-    made = wrapper(function, name, injected, _filled_in, observed_skill)
+    signature = inspect.signature(function)
+    made = wrapper(function, name, _Filling(signature, injected), observed_skill)
     # The wrapper lives in the function's own globals, so that annotations kept as text resolve as they would there.
     wrapped = types.FunctionType(
         made.__code__, getattr(function, "__globals__", {}), name, made.__defaults__, made.__closure__
@@ -45,40 +47,75 @@ def skill(function: F) -> F:
     wrapped.__annotations__ = {
         key: value for key, value in getattr(function, "__annotations__", {}).items() if key not in injected
     }
-    signature = inspect.signature(function)
     parameters = [parameter for key, parameter in signature.parameters.items() if key not in injected]
     wrapped.__dict__["__signature__"] = signature.replace(parameters=parameters)
     return typing.cast(F, wrapped)
 
 
-def _async_wrapper(function: Any, name: str, injected: Any, filled_in: Any, observed: Any) -> Any:
+def _async_wrapper(function: Any, name: str, filled_in: Any, observed: Any) -> Any:
     async def call(*args, **kwargs):  # type: ignore[no-untyped-def]  # annotations are set by `skill`
         with observed(name):
-            return await function(*args, **filled_in(injected, kwargs))
+            args, kwargs = filled_in(args, kwargs)
+            return await function(*args, **kwargs)
 
     return call
 
 
-def _sync_wrapper(function: Any, name: str, injected: Any, filled_in: Any, observed: Any) -> Any:
+def _sync_wrapper(function: Any, name: str, filled_in: Any, observed: Any) -> Any:
     def call(*args, **kwargs):  # type: ignore[no-untyped-def]  # annotations are set by `skill`
         with observed(name):
-            return function(*args, **filled_in(injected, kwargs))
+            args, kwargs = filled_in(args, kwargs)
+            return function(*args, **kwargs)
 
     return call
 
 
-def _filled_in(injected: dict[str, Callable[[], Any]], given: dict[str, Any]) -> dict[str, Any]:
-    return {**{name: make() for name, make in injected.items() if name not in given}, **given}
+_MISSING: Any = object()
+
+
+class _Filling:
+    """Puts what is injected into a call's arguments, where the caller has not given it."""
+
+    def __init__(self, signature: inspect.Signature, injected: dict[str, Callable[[], Any]]) -> None:
+        self._injected = injected
+        kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+        self._positional = [name for name, parameter in signature.parameters.items() if parameter.kind in kinds]
+        self._shown = sum(name not in injected for name in self._positional)
+        self._takes_more = any(one.kind is inspect.Parameter.VAR_POSITIONAL for one in signature.parameters.values())
+
+    def __call__(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Sequence[Any], dict[str, Any]]:
+        given = self._positional[: len(args)] if self._gives_all(args) else ()
+        filled = {name: kwargs.get(name, _MISSING) for name in self._injected if name not in given}
+        values = {name: self._injected[name]() if value is _MISSING else value for name, value in filled.items()}
+        if given or not args:
+            return args, kwargs | values
+        # Arguments in the order of the signature that callers see: the injected ones go in between.
+        left, ordered = list(args), []
+        for name in self._positional:
+            if not left:
+                break
+            if name in values:
+                ordered.append(values.pop(name))
+                kwargs.pop(name, None)
+            else:
+                ordered.append(left.pop(0))
+        return [*ordered, *left], kwargs | values
+
+    def _gives_all(self, args: tuple[Any, ...]) -> bool:
+        """Whether these are arguments for the function as it is written, as a unit test passes them."""
+        if any(isinstance(one, Session | SyncSession) for one in args):
+            return True
+        return len(args) > self._shown and not self._takes_more
 
 
 def _injected(function: Callable[..., Any]) -> dict[str, Callable[[], Any]]:
     try:
         hints = typing.get_type_hints(function)
     except Exception:  # a name that resolves later, or never: go by the text
-        hints = dict(getattr(function, "__annotations__", {}))
+        hints = {}
     injected: dict[str, Callable[[], Any]] = {}
     for name, parameter in inspect.signature(function).parameters.items():
-        source = _source(name, hints.get(name))
+        source = _source(name, hints.get(name, parameter.annotation))
         if source is None:
             continue
         if parameter.kind is inspect.Parameter.POSITIONAL_ONLY:
@@ -91,9 +128,21 @@ def _source(name: str, hint: Any) -> Callable[[], Any] | None:
     if name == "session_id":
         return lambda: current_session().id
     for kind, make in ((Session, current_session), (SyncSession, _sync_session)):
-        if kind in (hint, *typing.get_args(hint)) or hint == kind.__name__:
+        if kind in _alternatives(hint):
             return make
     return None
+
+
+def _alternatives(hint: Any) -> Sequence[Any]:
+    """The types of a union, or the one that it is; of an annotation that can't be resolved, by their names."""
+    if isinstance(hint, str):
+        kinds = {
+            f"{prefix}{kind.__name__}": kind for kind in (Session, SyncSession) for prefix in ("", "agent_sessions.")
+        }
+        optional = re.fullmatch(r"(?:\w+\.)*Optional\[(.*)\]", hint.strip("'\" "))
+        names = (optional.group(1) if optional else hint).split("|")
+        return [kinds.get(name.strip("'\" ")) for name in names]
+    return typing.get_args(hint) if typing.get_origin(hint) in (typing.Union, types.UnionType) else (hint,)
 
 
 def _sync_session() -> SyncSession:
