@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING
+
 import pytest
 
 from agent_sessions.clock import Clock
 from agent_sessions.stores.base import Store
 from agent_sessions.stores.memory import MemoryStore
-from agent_sessions.testing import StoreConformance
+from agent_sessions.testing import FakeClock, LostReplies, StoreConformance
+from agent_sessions.testing.conformance.faults import Fault
+
+from .losing_proxy import losing_proxy
+
+if TYPE_CHECKING:
+    from tests.conftest import RedisServer
 
 
 class TestMemoryStore(StoreConformance):
@@ -21,16 +31,26 @@ class TestMemoryStore(StoreConformance):
         return self.stores.setdefault(clock, MemoryStore(clock))
 
 
-class TestRedisStore(StoreConformance):
+class TestRedisStore(LostReplies, StoreConformance):
     """Each store with connections of its own, on a real redis-server."""
 
     EXAMPLES = 30
 
     @pytest.fixture(autouse=True)
-    def _start(self, redis_url: str) -> None:
-        self.redis_url = redis_url
+    def _start(self, redis_server: RedisServer, redis_url: str, clock: FakeClock) -> None:
+        self.server, self.url, self.time = redis_server, redis_url, clock
 
     def make_store(self, clock: Clock) -> Store:
-        from agent_sessions.stores.redis import RedisStore
+        return self.connect(self.url, clock)
 
-        return RedisStore.from_url(self.redis_url, prefix="test:", clock=clock)
+    @asynccontextmanager
+    async def losing(self, fault: Fault) -> AsyncIterator[Store]:
+        async with losing_proxy(self.server.port, fault) as port:
+            store = self.connect(f"redis://127.0.0.1:{port}/0", self.time)
+            yield store
+            await store.aclose()
+
+    def connect(self, url: str, clock: Clock) -> Store:
+        from agent_sessions.stores.redis import RedisStore  # which needs redis, and the other stores do not
+
+        return RedisStore.from_url(url, prefix="test:", clock=clock)
