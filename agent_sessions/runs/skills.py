@@ -141,7 +141,7 @@ def _alternatives(hint: Any) -> Sequence[Any]:
         }
         optional = re.fullmatch(r"(?:\w+\.)*Optional\[(.*)\]", hint.strip("'\" "))
         names = (optional.group(1) if optional else hint).split("|")
-        return [kinds.get(name.strip("'\" ")) for name in names]
+        return [kinds.get(name.strip("'\" ").removeprefix("agent_sessions.")) for name in names]
     return typing.get_args(hint) if typing.get_origin(hint) in (typing.Union, types.UnionType) else (hint,)
 
 
