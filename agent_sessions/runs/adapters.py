@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import aclosing
 from functools import cache
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any, Literal, Protocol
@@ -179,9 +180,10 @@ class CallableAdapter:
             yield outcome
             return
         texts = []
-        async for text in call.agent(call.input, call.session):
-            texts.append(text)
-            yield Event("text", text=text, raw=text)
+        async with aclosing(call.agent(call.input, call.session)) as answer:
+            async for text in answer:
+                texts.append(text)
+                yield Event("text", text=text, raw=text)
         yield Outcome("".join(texts))
 
     async def resume(self, call: Call, state: Any, decisions: Any) -> Outcome:
