@@ -136,7 +136,7 @@ class ValueNamespace:
     name: str
 
     def __init__(self, session: Session, name: str) -> None:
-        self._session = session
+        self._home = session
         self.name = check_name(name, "namespace")
 
     def get(self, name: str, default: Any = None) -> Any:
@@ -193,6 +193,10 @@ class ValueNamespace:
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.name!r} of {self._session.id!r})"
 
+    @property
+    def _session(self) -> Session:
+        return self._home
+
     def _part(self, name: str) -> Part:
         return Part(self.name, check_name(name, "name"))
 
@@ -236,7 +240,7 @@ class Session(Namespace):
         self._draft = Values({})
         self._guests: list[Session] = []
         self._lent: dict[Turn, dict[Part, bytes | None]] = {}
-        super().__init__(self, DEFAULT_NAMESPACE)
+        self.name = DEFAULT_NAMESPACE
 
     def namespace(self, name: str) -> Namespace:
         """The namespace of this name, 1 to 128 bytes of UTF-8: usually a framework's name."""
@@ -315,6 +319,12 @@ class Session(Namespace):
             self._last = turn
         self._draft = Values({} if self._last is None else self._last.image.values)
         self._draft.replay(unsaved)
+
+    @property
+    def _session(self) -> Session:
+        return (
+            self  # not an attribute: a cycle would keep the turn, and all it has read, until the next full collection
+        )
 
     def _values(self) -> Values:
         return self._draft if self._turn is None else self._turn.values
