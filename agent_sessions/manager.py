@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import copy
 import logging
+import os
 import secrets
 import threading
 import time
@@ -379,6 +380,14 @@ class SessionManager:
 
 _shared: dict[Settings, SessionManager] = {}
 _shared_lock = threading.Lock()
+
+
+def _after_fork() -> None:
+    global _shared_lock
+    _shared_lock = threading.Lock()  # whoever held it is not in this process
+
+
+os.register_at_fork(after_in_child=_after_fork)
 
 
 def _parts(logs: LogsWanted) -> dict[Part, int | None]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import secrets
 import threading
 from collections import deque
@@ -10,6 +11,7 @@ from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import asynccontextmanager
 from typing import Any, Literal
+from weakref import WeakSet
 
 from msgspec import structs
 
@@ -33,6 +35,9 @@ from .values import Values
 CommitMode = Literal["turn", "step"]
 
 _SNAPSHOT = "this is a snapshot, for reading only; write in `async with manager.open(...)`"
+
+
+_turns: WeakSet[Turn] = WeakSet()
 
 
 class Turn:
@@ -78,6 +83,8 @@ class Turn:
         self._fields: dict[str, bytes | None] = {}
         self._failure: SessionError | None = None
         self._closed: str | None = None
+
+        _turns.add(self)
 
     # ------------------------------------------------------------------------------------------------ about itself
 
@@ -504,3 +511,12 @@ def _decode_entry(part: Part, key: str, data: bytes) -> Any:
         raise type(error)(
             f"entry {key!r} of {part.name!r} in namespace {part.namespace!r} can't be read: {error.message}", field=key
         ) from error
+
+
+def _after_fork() -> None:
+    for turn in list(_turns):  # the parent's, which will commit them: what was done here would be lost
+        turn._lock = turn.values._lock = threading.RLock()
+        turn.close("this turn runs in the process that this one was forked from; open the session again here")
+
+
+os.register_at_fork(after_in_child=_after_fork)
