@@ -6,7 +6,6 @@ import asyncio
 import copy
 import logging
 import os
-import secrets
 import threading
 import time
 from collections.abc import AsyncIterator, Mapping, Sequence
@@ -28,7 +27,7 @@ from .stores import open_store
 from .stores.base import CommitStatus, Key, LeaseWanted, Opened, Part, Store, Wanted
 from .telemetry import Observation, observed_turn
 from .turns.cache import ImageCache
-from .turns.commits import parse_commit_name
+from .turns.commits import parse_commit_name, store_delete
 from .turns.image import Image
 from .turns.leases import LeaseKeeper, new_owner
 from .turns.turn import CommitMode, Turn
@@ -218,7 +217,7 @@ class SessionManager:
         """
         key = self._key(session_id)
         self._cache.drop(key)
-        return await self.store.delete(key, secrets.token_bytes(8))
+        return await uncancelled(store_delete(self.store, key, self.lease_ms), never_waits=self.store.never_waits)
 
     async def lock(self, session_id: str) -> LockInfo | None:
         """Who holds the session's lease, since when, and how many wait; None if nobody does."""

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import secrets
 import time
+from collections.abc import Awaitable, Callable
+from typing import TypeVar
 
 from msgspec import Struct
 
@@ -11,6 +14,8 @@ from ..errors import CommitTooLargeError, CommitUnknownError, StoreUnavailableEr
 from ..stores.base import ABSENT, Commit, Committed, Key, Store, Version
 
 MAX_COMMIT_BYTES = 32 * 2**20
+
+T = TypeVar("T")
 
 _FIRST_RETRY_S = 0.05
 _LONGEST_RETRY_S = 1.0
@@ -30,19 +35,37 @@ async def store_commit(store: Store, key: Key, commit: Commit, lease_ms: int, tr
         CommitUnknownError: The store took the commit and never answered, or can't tell any more whether it did.
         StoreUnavailableError: The store could not be reached at all: nothing was stored.
     """
-    give_up = time.monotonic() + lease_ms / 1000
-    pause, maybe_stored = _FIRST_RETRY_S, False
-    while True:
+
+    async def attempt() -> Committed:
         traffic.round_trips += 1
+        return await store.commit(key, commit)
+
+    try:
+        return await _repeated(attempt, lease_ms)
+    except CommitUnknownError as error:
+        raise CommitUnknownError(error.message, commit_id=commit_name(commit)) from error
+    except StoreUnavailableError as error:
+        if error.maybe_done:
+            raise _unknown(key, commit) from error
+        raise
+
+
+async def store_delete(store: Store, key: Key, lease_ms: int) -> bool:
+    """Delete, and repeat under the same id for as long as the store is silent, up to the length of a lease."""
+    write_id = secrets.token_bytes(8)
+    return await _repeated(lambda: store.delete(key, write_id), lease_ms)
+
+
+async def _repeated(attempt: Callable[[], Awaitable[T]], lease_ms: int) -> T:
+    """Repeat while the store is silent. The error at the end says whether any attempt may have been carried out."""
+    give_up = time.monotonic() + lease_ms / 1000
+    pause, maybe_done = _FIRST_RETRY_S, False
+    while True:
         try:
-            return await store.commit(key, commit)
-        except CommitUnknownError as error:
-            raise CommitUnknownError(error.message, commit_id=commit_name(commit)) from error
+            return await attempt()
         except StoreUnavailableError as error:
-            maybe_stored = maybe_stored or error.maybe_done
+            maybe_done = error.maybe_done = maybe_done or error.maybe_done
             if time.monotonic() + pause >= give_up:
-                if maybe_stored:
-                    raise _unknown(key, commit) from error
                 raise
         await asyncio.sleep(pause)
         pause = min(pause * 2, _LONGEST_RETRY_S)
