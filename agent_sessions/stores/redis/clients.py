@@ -42,6 +42,9 @@ _PAUSES_S = (0.0, 0.05)
 
 _CLOSING_S = 2.0
 
+_SLOWEST_LINE = 1 << 20
+"""Bytes a second: what is large to send may take so much longer than the time-out."""
+
 
 class Settings(NamedTuple):
     """How the connections of a store are made, and how long they may take."""
@@ -114,7 +117,7 @@ class LoopClient:
         connection: Any = self._idle.pop() if self._idle else await self._connected()
         self._busy.add(connection)
         try:
-            async with asyncio.timeout(self._settings.timeout_s):
+            async with asyncio.timeout(self._settings.timeout_s + sum(map(len, packed)) / _SLOWEST_LINE):
                 await connection.send_packed_command(packed, check_health=False)
                 replies = [await _reply(connection) for _ in range(number)]
         except BaseException as error:
@@ -255,7 +258,7 @@ def _abandon(connection: AbstractConnection) -> None:
 # --------------------------------------------------------------------------------------------------- errors
 
 _REASONS: tuple[tuple[type[Exception], str], ...] = (
-    (AuthenticationError, "Redis refused the password or user name"),
+    (AuthenticationError, "Redis refused the user name and password, or wants them"),
     (BusyLoadingError, "Redis is still loading its data"),
     (RedisTimeoutError, "Redis did not answer in time"),
     (RedisConnectionError, "Redis can't be reached"),

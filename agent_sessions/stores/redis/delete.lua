@@ -17,27 +17,27 @@ end
 
 local m = main(now)
 local first_part = declared ~= '' and 6 or 4
-if m.found then
-  if (m.belongs or '') ~= declared or not all_declared(parse_registry(m.registry), first_part) then
-    return {'K', m.registry, m.belongs or false}
-  end
-  local queue = waiters(m.queue, now)
-  for i = 2, #KEYS - 1 do
-    if i >= first_part then call('UNLINK', KEYS[i]) else call('ZREM', KEYS[i], member) end
-  end
-  local held = not m.exists and m.live and m.till
-  if held then
-    -- Only remains were there: the lease on what is absent is somebody's running turn.
-    call('HDEL', K, 'v', 'i', 'c', 's', 'a', 'g', 'b', 't', 'f', 'k')
-  else
-    call('UNLINK', K)
-    held = #queue > 0 and hand_over(now, queue)
-  end
-  local answer = m.exists and 1 or 0
-  m.exists = false
-  outlive(now, m, held, queue)
-  call('SET', tombstone, struct.pack('>Bd', answer, now + TOMBSTONE_MS), 'PX', TOMBSTONE_MS)
-  return {answer}
+if m.found and ((m.belongs or '') ~= declared or not all_declared(parse_registry(m.registry), first_part)) then
+  return {'K', m.registry, m.belongs or false}
 end
-call('SET', tombstone, struct.pack('>Bd', 0, now + TOMBSTONE_MS), 'PX', TOMBSTONE_MS)
-return {0}
+
+-- Also where the main hash is gone (evicted): what is left beside it goes too.
+for i = first_part, #KEYS - 1 do call('UNLINK', KEYS[i]) end
+for i = 2, first_part - 1 do call('ZREM', KEYS[i], member) end
+
+local queue, held = waiters(m.queue, now), m.live and m.till
+if m.exists then
+  call('UNLINK', K)
+  held = #queue > 0 and hand_over(now, queue)
+elseif m.found then
+  -- Remains of one past its time; the lease beside them is somebody's running turn.
+  call('HDEL', K, 'v', 'i', 'c', 's', 'a', 'g', 'b', 't', 'f', 'k')
+  for _, name in ipairs(call('HKEYS', K)) do
+    if string.byte(name) == 46 then call('HDEL', K, name) end
+  end
+end
+local answer = m.exists and 1 or 0
+m.exists = false
+outlive(now, m, held, queue)
+call('SET', tombstone, struct.pack('>Bd', answer, now + TOMBSTONE_MS), 'PX', TOMBSTONE_MS)
+return {answer}

@@ -11,14 +11,11 @@ from hashlib import sha1
 from importlib import resources
 from typing import NamedTuple
 
-from msgspec import Struct
-
 from agent_sessions.stores.base import (
     Commit,
     EntryRange,
     Known,
     LeaseWanted,
-    LogHead,
     LogWanted,
     Part,
     Row,
@@ -36,6 +33,7 @@ from agent_sessions.stores.redis.keys import (
     user_id,
     user_of,
 )
+from agent_sessions.stores.redis.registry import Registry
 
 HIGHEST = b"\xff"
 """Comes after every byte of UTF-8."""
@@ -61,79 +59,6 @@ OPEN, COMMIT, RENEW, RELEASE, UNLOCK, DELETE, STATUS, FIND, FORGET, COUNT = map(
 
 def _string(text: bytes) -> bytes:
     return struct.pack(">H", len(text)) + text
-
-
-# --------------------------------------------------------------------------------------------------- the registry
-
-_NUMBERS = 18
-
-_Entries = dict[bytes, tuple[int, int, int]]
-
-
-class Registry(Struct, frozen=True):
-    """What a key has, at one version: what its next commit must declare, and what need not be sent again."""
-
-    version: Version
-    belongs_to: bytes
-    logs: _Entries
-    """Count, last and highest number given, by part id."""
-    collections: _Entries
-    """Entries and revision, by part id."""
-    namespaces: _Entries
-    """Values and revision, by escaped namespace."""
-
-    @property
-    def has_values(self) -> bool:
-        """Whether there are any values."""
-        return any(count for count, _, _ in self.namespaces.values())
-
-    def heads(self) -> dict[Part, LogHead]:
-        """Where the logs stand."""
-        return {part_of(id): LogHead(count, last) for id, (count, last, _) in self.logs.items()}
-
-    def revisions(self) -> dict[Part, int]:
-        """When the collections that have entries changed last."""
-        return {part_of(id): revision for id, (count, revision, _) in self.collections.items() if count}
-
-    def after(self, version: Version, belongs_to: bytes, changed: bytes) -> Registry:
-        """The registry after a commit on it."""
-        logs, collections, namespaces = _parse(changed)
-        return Registry(
-            version, belongs_to, self.logs | logs, self.collections | collections, self.namespaces | namespaces
-        )
-
-
-def registry(version: Version, belongs_to: bytes, packed: bytes) -> Registry:
-    """Unpack a registry."""
-    return Registry(version, belongs_to, *_parse(packed))
-
-
-def _parse(packed: bytes) -> tuple[_Entries, _Entries, _Entries]:
-    logs: _Entries = {}
-    collections: _Entries = {}
-    namespaces: _Entries = {}
-    at = 0
-    while at < len(packed):
-        end = at + 2 + int.from_bytes(packed[at : at + 2])
-        sort, id = packed[at + 2], packed[at + 3 : end]
-        numbers = (
-            int.from_bytes(packed[end : end + 6]),
-            int.from_bytes(packed[end + 6 : end + 12]),
-            int.from_bytes(packed[end + 12 : end + _NUMBERS]),
-        )
-        if sort == ord("l"):
-            logs[id] = numbers
-        elif sort == ord("c"):
-            collections[id] = numbers
-        else:
-            namespaces[id] = numbers
-        at = end + _NUMBERS
-    return logs, collections, namespaces
-
-
-def log_heads(packed: bytes) -> dict[Part, LogHead]:
-    """The logs among changed entries of a registry."""
-    return {part_of(id): LogHead(count, last) for id, (count, last, _) in _parse(packed)[0].items()}
 
 
 # --------------------------------------------------------------------------------------------------- open
@@ -404,10 +329,8 @@ def _index_keys(names: KeyNames, declared: bytes) -> list[bytes]:
 def all_keys(names: KeyNames, held: Registry | None) -> list[bytes]:
     """Every key of a session that the registry counts."""
     if held is None:
-        return _index_keys(names, b"")
-    keys = _index_keys(names, held.belongs_to)
-    if held.has_values:
-        keys.append(names.values)
+        return [*_index_keys(names, b""), names.values]
+    keys = [*_index_keys(names, held.belongs_to), names.values]
     keys += [names.log(id) for id, (count, _, _) in held.logs.items() if count]
     for id, (count, _, _) in held.collections.items():
         if count:

@@ -14,16 +14,7 @@ from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 
 from agent_sessions.clock import Clock
-from agent_sessions.errors import (
-    CommitUnknownError,
-    FormatTooNewError,
-    InvalidError,
-    SessionBusyError,
-    SessionConflictError,
-    SessionNotFoundError,
-    StateLostError,
-    StoreUnavailableError,
-)
+from agent_sessions.errors import InvalidError
 from agent_sessions.stores.base import (
     ABSENT,
     FORMAT,
@@ -45,10 +36,12 @@ from agent_sessions.stores.base import (
     Version,
     Wanted,
 )
-from agent_sessions.stores.redis import clients, scripts
+from agent_sessions.stores.redis import clients, registry, scripts
 from agent_sessions.stores.redis.clients import LoopClient, unavailable
-from agent_sessions.stores.redis.keys import KeyNames, Names, decode, encode, part_of, user_of
-from agent_sessions.stores.redis.scripts import Registry, Script
+from agent_sessions.stores.redis.keys import KeyNames, Names, decode, encode, user_of
+from agent_sessions.stores.redis.refusals import raise_refused, state_lost, too_new, unsettled
+from agent_sessions.stores.redis.registry import Registry
+from agent_sessions.stores.redis.scripts import Script
 
 if TYPE_CHECKING:
     from agent_sessions.settings import Settings
@@ -217,15 +210,15 @@ class RedisStore:
 
         _, packed, fields, values, logs, entries, ranges = reply
         if not head.exists:
-            registry = Registry(ABSENT, b"", {}, {}, {})
+            has = Registry(ABSENT, b"", {}, {}, {})
             self._forget(names)
         elif packed is not None:
-            registry = scripts.registry(head.version, head.belongs_to, packed)
-            self._keep(names, registry)
+            has = registry.unpack(head.version, head.belongs_to, packed)
+            self._keep(names, has)
         else:
             assert held is not None
-            registry = held
-        heads = registry.heads()
+            has = held
+        heads = has.heads()
         opened = Opened(
             now=head.now,
             version=head.version,
@@ -236,7 +229,7 @@ class RedisStore:
             continues=head.continues,
             values=_values(head, call, values, beside),
             log_heads=heads,
-            collections=registry.revisions(),
+            collections=has.revisions(),
             logs=_logs(wanted, call, heads, logs, beside),
             entries=entries,
             ranges=[[(decode(name), value) for name, value in scripts.pairs(flat)] for flat in ranges],
@@ -258,16 +251,16 @@ class RedisStore:
             self._refuse_the_unreadable(key, reply)
             if reply[0] == b"R":
                 return _repeated(commit, int(reply[1]))
-            _raise_refused(key, commit, reply)
+            raise_refused(key, commit, reply)
             stored = scripts.unpack_stored(reply[0], commit.id)
             if held is not None and held.version == stored.previous:
                 self._keep(names, held.after(stored.version, stored.belongs_to, reply[1]))
             elif stored.previous == ABSENT:
-                self._keep(names, scripts.registry(stored.version, stored.belongs_to, reply[1]))
+                self._keep(names, registry.unpack(stored.version, stored.belongs_to, reply[1]))
             else:
                 self._forget(names)
-            return Committed(stored.version, stored.previous, stored.row, scripts.log_heads(reply[1]))
-        raise _unsettled(key)
+            return Committed(stored.version, stored.previous, stored.row, registry.log_heads(reply[1]))
+        raise unsettled(key)
 
     async def commit_status(self, key: Key, commit_id: bytes, *, since: Version) -> CommitStatus:
         """See `Store.commit_status`."""
@@ -287,9 +280,9 @@ class RedisStore:
             reply = await self._run(scripts.RENEW, keys, arguments)
             if reply[0] != b"K":
                 return bool(reply[0])
-            registry = _declared(reply)
-            keys, declared = scripts.all_keys(names, registry), registry.belongs_to
-        raise _unsettled(key)
+            held = _declared(reply)
+            keys, declared = scripts.all_keys(names, held), held.belongs_to
+        raise unsettled(key)
 
     async def release(self, key: Key, owner: str) -> None:
         """See `Store.release`."""
@@ -310,16 +303,16 @@ class RedisStore:
     async def delete(self, key: Key, write_id: bytes) -> bool:
         """See `Store.delete`."""
         names = self._names.of(key)
-        registry = self._registries.get(names.main)
+        held = self._registries.get(names.main)
         for _ in range(_DECLARED_TRIES):
-            declared = registry.belongs_to if registry is not None else b""
-            keys = [*scripts.all_keys(names, registry), names.tombstone(write_id)]
+            declared = held.belongs_to if held is not None else b""
+            keys = [*scripts.all_keys(names, held), names.tombstone(write_id)]
             reply = await self._run(scripts.DELETE, keys, [scripts.pack_delete(self._now(), declared, names.member)])
             if reply[0] != b"K":
                 self._forget(names)
                 return bool(reply[0])
-            registry = _declared(reply)
-        raise _unsettled(key)
+            held = _declared(reply)
+        raise unsettled(key)
 
     async def find(
         self,
@@ -394,12 +387,12 @@ class RedisStore:
     async def _run(self, script: Script, keys: list[bytes], arguments: list[bytes]) -> Any:
         return await self._clients.current().run(script, keys, arguments)
 
-    def _keep(self, names: KeyNames, registry: Registry) -> None:
+    def _keep(self, names: KeyNames, held: Registry) -> None:
         with self._registries_lock:
             self._registries.pop(names.main, None)
             if len(self._registries) >= _REGISTRIES_KEPT:
                 del self._registries[next(iter(self._registries))]
-            self._registries[names.main] = registry
+            self._registries[names.main] = held
 
     def _forget(self, names: KeyNames) -> None:
         with self._registries_lock:
@@ -407,15 +400,10 @@ class RedisStore:
 
     def _refuse_the_unreadable(self, key: Key, reply: list[Any]) -> None:
         if reply[0] == b"F":
-            raise _too_new(key, int(reply[1]))
+            raise too_new(key, int(reply[1]))
         if reply[0] == b"L":
-            # What is kept of it may be wrong: a part that was cleared by hand must not stay declared.
             self._forget(self._names.of(key))
-            sort, part = reply[1][:1], part_of(reply[1][1:])
-            what = {b"l": "the log", b"c": "the collection"}.get(sort)
-            lost = f"{what} {part.namespace}/{part.name}" if what else "the values"
-            message = f"{lost} of {key.kind} {key.id!r} is no longer in Redis (evicted, or removed by hand)"
-            raise StateLostError(message)
+            raise state_lost(key, reply[1])
 
 
 def _as_redis(url: str, *, ssl: bool) -> str:
@@ -461,7 +449,7 @@ def _row(key: Key, raw: dict[bytes, bytes], now: int) -> Row | None:
     if b"v" not in raw or (gone is not None and gone <= now):
         return None
     if int(raw[b"f"]) > FORMAT:
-        raise _too_new(key, int(raw[b"f"]))
+        raise too_new(key, int(raw[b"f"]))
     return Row(
         started_at=int(raw[b"s"]),
         active_at=int(raw[b"a"]),
@@ -480,30 +468,6 @@ def _repeated(commit: Commit, revision: int) -> Committed:
     return Committed(Version(revision, commit.id), previous, None, {}, repeated=True)
 
 
-def _raise_refused(key: Key, commit: Commit, reply: list[Any]) -> None:
-    match reply[0]:
-        case b"N":
-            raise SessionNotFoundError(f"{key.kind} {key.id!r} is gone; nothing was stored")
-        case b"C":
-            message = f"{key.kind} {key.id!r} was changed by another turn; nothing of this one was stored"
-            raise SessionConflictError(message)
-        case b"U":
-            message = f"whether the commit of {key.kind} {key.id!r} is stored can't be told: too many followed"
-            raise CommitUnknownError(message, commit_id=commit.id.hex())
-        case b"B":
-            message = f"{key.kind} {key.id!r} is held by {decode(reply[1])!r}; nothing was stored"
-            raise SessionBusyError(message)
-
-
 def _declared(reply: list[Any]) -> Registry:
     """What the key has, for the next try. No version: it must not be taken for what a cache knows."""
-    return scripts.registry(Version(-1, b""), reply[2] or b"", reply[1])
-
-
-def _too_new(key: Key, format: int) -> FormatTooNewError:
-    message = f"{key.kind} {key.id!r} has format {format}, this version of agent-sessions reads up to {FORMAT}"
-    return FormatTooNewError(message)
-
-
-def _unsettled(key: Key) -> StoreUnavailableError:
-    return StoreUnavailableError(f"{key.kind} {key.id!r} is changed by others faster than its keys can be declared")
+    return registry.unpack(Version(-1, b""), reply[2] or b"", reply[1])

@@ -13,7 +13,7 @@ from contextvars import Context
 from typing import Any
 
 from redis.asyncio.connection import AbstractConnection
-from redis.exceptions import RedisError
+from redis.exceptions import RedisError, ResponseError
 
 ASK_AGAIN_S = 1.0
 """A waiter asks again so often without being woken, which also keeps its place in the queue."""
@@ -88,10 +88,11 @@ class Wakeups:
                 async with asyncio.timeout(_SUBSCRIBE_S):
                     await connection.send_command(b"SUBSCRIBE", self._channel)
                     await connection.read_response()
-            except (RedisError, OSError, TimeoutError):
+            except (RedisError, OSError, TimeoutError) as error:
                 if connection is not None:
                     await connection.disconnect(nowait=True)
-                self._refused_until = loop.time() + _REFUSED_S
+                refused = isinstance(error, ResponseError)
+                self._refused_until = loop.time() + (_REFUSED_S if refused else ASK_AGAIN_S)
                 return False
             except BaseException:
                 if connection is not None:
