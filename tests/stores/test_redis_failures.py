@@ -105,6 +105,21 @@ async def test_a_read_only_replica_says_so(start_redis: Any) -> None:
     await store.aclose()
 
 
+async def test_a_node_of_a_cluster_says_so(start_redis: Any) -> None:
+    server = start_redis("--cluster-enabled", "yes")
+    server.command("CLUSTER", "ADDSLOTSRANGE", 0, 16383)
+    store = RedisStore.from_url(server.url)
+    deadline = time.monotonic() + 5
+    while time.monotonic() < deadline:
+        with pytest.raises(StoreUnavailableError) as raised:
+            await store.commit(KEY, change())
+        if "down" not in str(raised.value):
+            break
+        await asyncio.sleep(0.05)
+    assert "node of a cluster" in str(raised.value)
+    await store.aclose()
+
+
 async def test_a_wrong_password_is_reported_without_it(start_redis: Any) -> None:
     server = start_redis()
     server.command("ACL", "SETUSER", "default", ">geheim", "resetpass", ">geheim")

@@ -16,9 +16,11 @@ from typing import Any, NamedTuple
 
 from redis.asyncio.connection import AbstractConnection
 from redis.exceptions import (
+    AskError,
     AuthenticationError,
     AuthorizationError,
     BusyLoadingError,
+    ClusterCrossSlotError,
     ClusterDownError,
     ClusterError,
     NoPermissionError,
@@ -257,6 +259,7 @@ def _abandon(connection: AbstractConnection) -> None:
 
 # --------------------------------------------------------------------------------------------------- errors
 
+_CLUSTER = "this Redis is a node of a cluster, which this store does not support"
 _REASONS: tuple[tuple[type[Exception], str], ...] = (
     (AuthenticationError, "Redis refused the user name and password, or wants them"),
     (BusyLoadingError, "Redis is still loading its data"),
@@ -265,6 +268,8 @@ _REASONS: tuple[tuple[type[Exception], str], ...] = (
     (OutOfMemoryError, "Redis is out of memory (maxmemory is reached); nothing was stored"),
     (ReadOnlyError, "this Redis is a read-only replica; connect to the primary"),
     (NoPermissionError, "the Redis user has no permission for a command or key that the store needs"),
+    (ClusterCrossSlotError, _CLUSTER),
+    (AskError, _CLUSTER),
     (ClusterDownError, "the Redis cluster is down"),
     (ClusterError, "the Redis cluster gave no answer"),
     (OSError, "Redis can't be reached"),
@@ -277,9 +282,6 @@ _CODES = {
     "MISCONF": "Redis can't save to its disk and refuses writes",
     "NOREPLICAS": "Redis has too few replicas and refuses writes",
     "BUSY": "Redis is busy with a script",
-    "MOVED": "this Redis is a node of a cluster, which this store does not support",
-    "CROSSSLOT": "this Redis is a node of a cluster, which this store does not support",
-    "CLUSTERDOWN": "the Redis cluster is down",
     "WRONGTYPE": "a key under the store's prefix is used by something else",
     "READONLY": "this Redis is a read-only replica; connect to the primary",
     "MASTERDOWN": "this Redis is a replica whose primary is down",
@@ -292,5 +294,8 @@ def unavailable(error: Exception) -> StoreUnavailableError:
     for kind, reason in _REASONS:
         if isinstance(error, kind):
             return StoreUnavailableError(reason)
-    code = str(error).split(" ", 1)[0] if isinstance(error, ResponseError) else type(error).__name__
-    return StoreUnavailableError(_CODES.get(code, f"Redis answered with an error ({code})"))
+    # redis-py cuts off the codes it knows a class for; then the first word is a part of a sentence.
+    code = str(error).split(" ", 1)[0]
+    return StoreUnavailableError(
+        _CODES.get(code, f"Redis answered with an error ({code if code.isupper() else 'ERR'})")
+    )
