@@ -81,6 +81,7 @@ class Turn:
         self._logs: dict[Part, LogDraft] = {}
         self._collections: dict[Part, CollectionDraft] = {}
         self._fields: dict[str, bytes | None] = {}
+        self._fields_on_their_way: dict[str, bytes | None] = {}
         self._failure: SessionError | None = None
         self._closed: str | None = None
 
@@ -111,7 +112,7 @@ class Turn:
     def field(self, name: str) -> Any:
         """A field of the record, or None."""
         with self._lock:
-            data = self._fields[name] if name in self._fields else self._image.fields.get(name)
+            data = self._fields[name] if name in self._fields else self._stored_field(name)
         return None if data is None else codec.decode(data)
 
     def set_field(self, name: str, value: Any) -> None:
@@ -120,7 +121,7 @@ class Turn:
             self._check_writable()
             data = None if value is None else codec.encode(value)
             self._fields.pop(name, None)
-            if data != self._image.fields.get(name):
+            if data != self._stored_field(name):
                 self._fields[name] = data
 
     def namespaces(self) -> list[str]:
@@ -294,6 +295,7 @@ class Turn:
             raise self._failure from error
         with self._lock:
             self._image = _confirmed(folded, commit, committed)
+            self._fields_on_their_way = {}
             self.is_certain = self.is_certain and committed.previous == folded.version and not committed.repeated
             self.is_stored = commit.hold_ms is None
 
@@ -307,6 +309,7 @@ class Turn:
         values = self.values.take()
         logs, collections, fields = self._logs, self._collections, self._fields
         self._logs, self._collections, self._fields = {}, {}, {}
+        self._fields_on_their_way = fields
         changed = bool(values or logs or collections or fields)
         if not changed and not release:
             return None, image
@@ -423,6 +426,12 @@ class Turn:
         self._check_open()
         if self.owner is None:
             raise TurnClosedError(_SNAPSHOT)
+
+    def _stored_field(self, name: str) -> bytes | None:
+        """What is stored, or about to be: a row is known only when the store has answered."""
+        if name in self._fields_on_their_way:
+            return self._fields_on_their_way[name]
+        return self._image.fields.get(name)
 
     def _stored_count(self, part: Part) -> int:
         head = self._image.log_heads.get(part)
