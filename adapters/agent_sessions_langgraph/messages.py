@@ -1,0 +1,58 @@
+"""What the adapter knows of graphs that talk in messages."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from langchain_core.messages import AIMessage, AIMessageChunk, HumanMessage, ToolMessage
+
+_MESSAGES = "messages"
+
+
+def as_input(graph: Any, given: Any) -> Any:
+    """A text as the graph takes it; anything else as it is."""
+    if not isinstance(given, str) or not _takes_messages(graph):
+        return given
+    return {_MESSAGES: [HumanMessage(given)]}
+
+
+def answer(state: Any) -> Any:
+    """The text that a run has answered with: the last one of a model or tool since the input; else the state."""
+    messages = _messages(state)
+    if messages is None:
+        return state
+    for message in reversed(messages):
+        if isinstance(message, HumanMessage):
+            break
+        if isinstance(message, AIMessage | ToolMessage) and message.text:
+            return str(message.text)
+    return ""
+
+
+def text_of(message: Any) -> str:
+    """The text of a piece of a model's answer; none of a tool's, or of what people said."""
+    return str(message.text) if isinstance(message, AIMessage | AIMessageChunk) else ""
+
+
+def open_tool_calls(state: Any) -> list[str]:
+    """The ids of the last model's tool calls that have no result."""
+    messages = _messages(state) or []
+    answered = set()
+    for message in reversed(messages):
+        if isinstance(message, ToolMessage):
+            answered.add(message.tool_call_id)
+        elif isinstance(message, AIMessage):
+            return [call["id"] for call in message.tool_calls if call["id"] and call["id"] not in answered]
+    return []
+
+
+def _messages(state: Any) -> list[Any] | None:
+    messages = state.get(_MESSAGES) if isinstance(state, dict) else None
+    return messages if isinstance(messages, list) else None
+
+
+def _takes_messages(graph: Any) -> bool:
+    builder = getattr(graph, "builder", None)
+    if builder is None:  # of the functional API, or made of channels
+        return False
+    return _MESSAGES in builder.schemas.get(builder.input_schema, {})
