@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from typing import Any
 
 import pytest
-from agents import Agent, Runner, function_tool, set_tracing_disabled
+from agents import Agent, Runner, function_tool
 from agents.memory import OpenAIResponsesCompactionSession, SessionSettings
 from agents.memory import Session as SDKSession
-from agents.testing import ScriptedModel, assistant_message, function_call
+from agents.testing import ScriptedModel, function_call
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -19,28 +19,12 @@ from agent_sessions import MemoryStore, SessionManager
 from agent_sessions.errors import ForbiddenError, InvalidError, SerializationError
 from agent_sessions_openai import OpenAISession
 
-set_tracing_disabled(True)
-
-
-@pytest.fixture(params=["memory", "redis"])
-async def manager(request: pytest.FixtureRequest) -> AsyncIterator[SessionManager]:
-    if request.param == "memory":
-        yield SessionManager(MemoryStore())
-        return
-    from agent_sessions.stores.redis import RedisStore
-
-    store = RedisStore.from_url(request.getfixturevalue("redis_url"))
-    yield SessionManager(store)
-    await store.aclose()
+from .openai_agents import Broken, says
 
 
 @pytest.fixture
 def session(manager: SessionManager) -> OpenAISession:
     return OpenAISession("s", manager=manager)
-
-
-def says(text: str) -> list[Any]:
-    return [assistant_message(text, item_id=f"msg_{text}")]
 
 
 def user(*texts: Any) -> list[Any]:
@@ -49,10 +33,6 @@ def user(*texts: Any) -> list[Any]:
 
 def said(items: list[Any]) -> list[Any]:
     return [item["content"] for item in items]
-
-
-class Broken(Exception):
-    pass
 
 
 # ---------------------------------------------------------------------------------------------------- the four methods
