@@ -184,7 +184,7 @@ class MemoryStore:
                 place.waker = None
 
     async def delete(self, key: Key, write_id: bytes) -> bool:
-        """See `Store.delete`. The lease goes with the key; the next waiter gets one on what is absent."""
+        """See `Store.delete`. The lease goes with the key; the next waiter gets one on what is absent then."""
         with self._lock:
             now = self._clock.now_ms()
             self._forget_deletes(now)
@@ -192,7 +192,7 @@ class MemoryStore:
                 return repeated.existed
             slot = self._slot(key, now)
             existed = slot is not None and slot.state is not None
-            if slot is not None:
+            if slot is not None and existed:
                 self._drop_state(key, slot)
                 slot.turns.hand_over(now)
                 self._schedule(key, slot)
@@ -446,10 +446,10 @@ def _check(key: Key, commit: Commit, slot: _Slot, now: int) -> None:
     expected, state, lease = commit.expected, slot.state, slot.turns.lease
     if state is None and expected is not None and expected != ABSENT:
         raise SessionNotFoundError(f"{_name(key)} does not exist, was deleted, or is past its time")
-    if lease is not None and lease.owner != commit.owner:
-        raise SessionBusyError(f"{_name(key)} is held by {lease.owner} for another {lease.until - now} ms")
     if state is not None and expected is not None and expected != state.commits.version:
         raise _refusal(key, commit, expected, state.commits.revision)
+    if lease is not None and lease.owner != commit.owner:
+        raise SessionBusyError(f"{_name(key)} is held by {lease.owner} for another {lease.until - now} ms")
 
 
 def _refusal(key: Key, commit: Commit, expected: Version, revision: int) -> SessionError:

@@ -158,8 +158,8 @@ class DictStore:
             self.deleted = {write: done for write, done in self.deleted.items() if done[0] + 60_000 > now}
             if (key, write_id) not in self.deleted:
                 self.deleted[key, write_id] = now, bool(history)
-                self.history.pop(key, None)
-                self.end_turn(key, now)
+                if self.history.pop(key, None) is not None:
+                    self.end_turn(key, now)
             return self.deleted[key, write_id][1]
 
     async def find(

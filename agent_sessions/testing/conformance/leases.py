@@ -360,9 +360,18 @@ class Leases(Harness):
         await store.release(made, "us")
         assert await take(other, made, "them")
 
+    async def test_a_deleted_keys_lease_goes_to_the_next_waiter(self, store: Store, other: Store, made: Key) -> None:
+        assert await take(store, made, "us")
+        assert not await take(other, made, "first", queue=True)
+        assert await other.delete(made, new_id())
+        assert not await take(store, made, "us")
+        opened = await other.open(made, lease=lease("first", queue=True))
+        assert opened.granted
+        assert opened.row is None
+
     # ------------------------------------------------------------------------ waking
 
-    @pytest.mark.parametrize("how", ["release", "commit", "unlock"])
+    @pytest.mark.parametrize("how", ["release", "commit", "unlock", "delete"])
     async def test_a_waiter_is_woken(self, store: Store, other: Store, made: Key, how: str) -> None:
         assert await take(store, made, "us")
         assert not await take(other, made, "them", queue=True)
@@ -373,6 +382,8 @@ class Leases(Harness):
             await store.release(made, "us")
         elif how == "unlock":
             await store.unlock(made)
+        elif how == "delete":
+            await store.delete(made, new_id())
         else:
             await store.commit(made, change())
         await asyncio.wait_for(waiting, SOON_S)
