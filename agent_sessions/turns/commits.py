@@ -17,6 +17,7 @@ MAX_COMMIT_BYTES = 32 * 2**20
 
 T = TypeVar("T")
 
+_ID_DIGITS = 16
 _FIRST_RETRY_S = 0.05
 _LONGEST_RETRY_S = 1.0
 
@@ -99,6 +100,8 @@ def parse_commit_name(name: str) -> tuple[Version, bytes]:
         ValueError: It is no name of a commit.
     """
     revision, expected_id, own_id = name.split("-")
+    if len(own_id) != _ID_DIGITS or len(expected_id) not in (0, _ID_DIGITS):
+        raise ValueError(name)
     return Version(int(revision), bytes.fromhex(expected_id)), bytes.fromhex(own_id)
 
 
