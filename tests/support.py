@@ -4,12 +4,44 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
-from typing import Any, cast
+from contextvars import Context
+from typing import Any, TypeVar, cast
 
+from agent_sessions import SessionManager
 from agent_sessions.errors import StoreUnavailableError
 from agent_sessions.stores.base import Commit, Committed, Key, Opened, Store
+
+T = TypeVar("T")
+
+
+def before(manager: SessionManager, kind: type[T]) -> T:
+    """What stands before a manager's store."""
+    store: object = manager.store
+    assert isinstance(store, kind)
+    return store
+
+
+def alone() -> Context:
+    """A context for a task in which no turn is open: it does not join."""
+    return Context()
+
+
+async def until(condition: Callable[[], Awaitable[bool]]) -> None:
+    """Return when it is so."""
+    while not await condition():  # noqa: ASYNC110 - it is asked of a store
+        await asyncio.sleep(0.001)
+
+
+async def waiters(manager: SessionManager, session_id: str, count: int) -> None:
+    """Return when so many turns wait for a session."""
+
+    async def are_there() -> bool:
+        lock = await manager.lock(session_id)
+        return lock is not None and lock.waiters == count
+
+    await until(are_there)
 
 
 class Before:
