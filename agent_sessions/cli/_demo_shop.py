@@ -27,7 +27,7 @@ PRICES = {"evening ticket": Decimal("24.00"), "programme": Decimal("5.00")}
 
 
 class Shop:
-    """Triage, an agent of the OpenAI Agents SDK, and checkout, a LangGraph graph, in one session."""
+    """An agent that runs two others: triage, of the OpenAI Agents SDK, and checkout, a LangGraph graph."""
 
     def __init__(self, runner: Runner, tell: Tell) -> None:
         set_tracing_disabled(True)  # the SDK would send traces away
@@ -35,8 +35,8 @@ class Shop:
         self._triage = _triage(tell)
         self._checkout = _checkout(tell)
 
-    async def serve(self, prompt: str, session: Session) -> str:
-        """An agent that runs two others. All of it is one turn, because both are given the session of this run."""
+    async def __call__(self, prompt: str, session: Session) -> str:
+        """Run two agents as one: all of it is one turn, because both are given the session of this run."""
         order = await self._runner.run(self._triage, session, prompt)
         bill = await self._runner.run(self._checkout, session, order.output)
         return str(bill.output)

@@ -14,6 +14,7 @@ from rich.text import Text
 
 from agent_sessions import Activation, Runner, Session, SessionError, SessionManager, Settings
 from agent_sessions.errors import StoreUnavailableError
+from agent_sessions.identifiers import DEFAULT_NAMESPACE
 from agent_sessions.stores import open_store
 from agent_sessions.stores.base import Key, Store, Wanted
 
@@ -33,10 +34,11 @@ def run_demo(*, second_turn_of: str = "") -> int:
             _Demo(console, settings, second_turn_of or f"demo-{secrets.token_hex(3)}").run(second_turn_of)
         )
     except ModuleNotFoundError as error:
-        if error.name not in _FRAMEWORKS:
+        package = (error.name or "").partition(".")[0]
+        if package not in _FRAMEWORKS:
             raise
         return _failed(
-            f"The demo needs both frameworks, and {error.name} is missing.",
+            f"The demo needs both frameworks, and the package {package} is missing, or too old.",
             "pip install 'agent-sessions-runtime[openai,langgraph,redis]'",
         )
     except StoreUnavailableError as error:
@@ -75,6 +77,7 @@ class _Demo:
         try:
             if not second_turn_of:
                 self._introduce()
+                await SessionManager(store).get(self._session_id)  # if the store is away, this says so
                 await self._turn(store, 1, first)
                 if self._settings.type != "in_memory":
                     return self._second_process()
@@ -96,7 +99,7 @@ class _Demo:
         manager = SessionManager(store, settings=self._settings)
         runner = Runner(manager)
         self._tell("user", prompt)
-        run = await runner.run(Shop(runner, self._tell).serve, self._session_id, prompt)
+        run = await runner.run(Shop(runner, self._tell), self._session_id, prompt)
         self._tell("answer", run.output)
         record = await manager.get(self._session_id)
         self._tell(
@@ -114,22 +117,30 @@ class _Demo:
         self._heading("What the session holds", self._session_id)
         async with manager.read(self._session_id) as session:
             await self._show_state(store, session)
-        self._heading("Its activations", "newest first")
-        for activation in await Runner(manager).activations(self._session_id):
+        self._heading("Its activations", "each is one run, with the session that its skills were told")
+        for activation in reversed(await Runner(manager).activations(self._session_id)):
             self._show_activation(activation)
         self._heading("Next")
-        for what, how in (
-            ("the same in 70 lines", "examples/pipeline.py"),
-            ("in two real processes", "AK_SESSION__TYPE=redis agent-sessions demo"),
-            ("step by step", "docs/tutorial.md"),
-        ):
+        for what, how in self._next_steps():
             self._say(Text.assemble(f"  {what:<24}", (how, "bold")))
+
+    def _next_steps(self) -> list[tuple[str, str]]:
+        stays = ("this session stays", f"for an hour, in {_where(self._settings)}")
+        processes = ("in two real processes", "AK_SESSION__TYPE=redis agent-sessions demo")
+        return [
+            processes if self._settings.type == "in_memory" else stays,
+            ("the same as a program", "examples/pipeline.py, in the repository"),
+            ("step by step", "docs/tutorial.md"),
+        ]
 
     async def _show_state(self, store: Store, session: Session) -> None:
         stored = await store.open(Key(session.tenant_id, "session", session.id), wanted=Wanted(values=False))
         for namespace in session.namespaces():
             part = session.namespace(namespace)
-            held = [f"value {name} = {value}" for name, value in part.items()]
+            if namespace == DEFAULT_NAMESPACE:
+                held = [f"value {name} = {value}" for name, value in part.items()]
+            else:
+                held = [f"values: {len(part)}"] if len(part) else []
             held += [
                 f"log {log.name}: {head.count} items"
                 for log, head in stored.log_heads.items()
@@ -151,7 +162,7 @@ class _Demo:
     # ------------------------------------------------------------------------------------------------ printing
 
     def _heading(self, title: str, detail: str = "") -> None:
-        self._say(Text.assemble("\n", (title, "bold magenta"), f"  {detail}"))
+        self._say(Text.assemble("\n", (title, "bold magenta"), f"  {detail}" if detail else ""))
 
     def _tell(self, who: str, what: str) -> None:
         indent = "    " if who == "skill" else "  "
