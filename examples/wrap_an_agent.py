@@ -14,10 +14,11 @@ Prints:
 """
 
 import asyncio
+from uuid import uuid4
 
 from agent_sessions import Runner, Session, SessionManager, skill
 
-SESSION_ID = "user-123-thread-1"
+SESSION_ID = f"user-123-thread-{uuid4()}"  # a new thread at each start
 
 
 @skill
