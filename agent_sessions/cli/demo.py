@@ -78,11 +78,13 @@ class _Demo:
             if not second_turn_of:
                 self._introduce()
                 await SessionManager(store).get(self._session_id)  # if the store is away, this says so
-                await self._turn(store, 1, first)
-                if self._settings.type != "in_memory":
-                    return self._second_process()
-                self._say("\nA restart: a new manager, which has seen nothing. The store in memory lives on.")
-            await self._turn(store, 2, second)
+                await self._turn(store, "Turn 1", "", first)
+            if self._settings.type == "in_memory":
+                await self._turn(store, "Turn 2", ", after a restart: a new manager, which has seen nothing", second)
+            elif second_turn_of:
+                await self._turn(store, "Turn 2", f", a new one: all that it knows is in {self._settings.type}", second)
+            else:
+                return self._second_process()
             await self._look(store)
             return 0
         finally:
@@ -92,10 +94,10 @@ class _Demo:
         self._say(Text.assemble(("agent-sessions demo", "bold"), f"   store: {_where(self._settings)}"))
         self._say("Two frameworks in one session. The models are scripted, all else is real: no key, no network.")
 
-    async def _turn(self, store: Store, number: int, prompt: str) -> None:
+    async def _turn(self, store: Store, title: str, detail: str, prompt: str) -> None:
         from ._demo_shop import Shop
 
-        self._heading(f"Turn {number}", f"process {os.getpid()}")
+        self._heading(title, f"process {os.getpid()}{detail}")
         manager = SessionManager(store, settings=self._settings)
         runner = Runner(manager)
         self._tell("user", prompt)
@@ -107,7 +109,6 @@ class _Demo:
         )
 
     def _second_process(self) -> int:
-        self._say("\nThis process has done its part. Another one goes on:")
         sys.stdout.flush()
         command = [sys.executable, "-m", "agent_sessions.cli", "demo", "--second-turn-of", self._session_id]
         return subprocess.run(command, check=False).returncode
