@@ -29,6 +29,7 @@ from agent_sessions.codec import (
     MAX_DEPTH,
     MAX_VALUE_BYTES,
     decode,
+    decode_list,
     encode,
     encode_unchecked,
     is_immutable,
@@ -884,7 +885,7 @@ def decode_or_refuse(data: bytes) -> None:
     try:
         decode(data)
     except SessionError as error:
-        assert isinstance(error, SerializationError | FormatTooNewError)  # noqa: PT017
+        assert isinstance(error, SerializationError | FormatTooNewError)
 
 
 def test_a_known_type_with_a_wrong_payload_is_a_serialization_error() -> None:
@@ -953,3 +954,13 @@ def test_what_can_not_change_in_place_is_known() -> None:
     for _ in range(100_000):
         deep = (deep,)
     assert not is_immutable(deep)
+
+
+@pytest.mark.parametrize("count", [0, 1, 15, 16, 1000, 65_535, 65_536])
+def test_pieces_that_follow_on_one_another_are_read_as_a_list(count: int) -> None:
+    values = [number if number % 7 else (number, {"text": "x"}) for number in range(count)]
+    pieces = b"".join(map(encode, values))
+    assert decode_list(memoryview(pieces), count) == values
+    if count:
+        with pytest.raises(SerializationError):
+            decode_list(pieces[:-1], count)

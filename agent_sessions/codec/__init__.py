@@ -2,6 +2,7 @@
 
     encode(value) -> bytes          exact types only; `SerializationError` names the path inside the value
     decode(data) -> value           the exact inverse; classes come from the registry, never from the data
+    decode_list(data, count)        many pieces that follow on one another, in one C call
     register_type(Model, ...)       makes a dataclass, enum, pydantic model or msgspec struct storable
     encode_unchecked(items)         one C call over a list, to compare with what was encoded before
     is_immutable(value)             whether nothing reachable from a value can be changed in place
@@ -37,16 +38,25 @@ Same value, same bytes: dicts keep their order, sets are sorted. So a change in 
 kept: that two places held the same object (each gets its own), and `UUID.is_safe`.
 """
 
-from agent_sessions.codec.decoding import decode
-from agent_sessions.codec.encoding import MAX_DEPTH, MAX_VALUE_BYTES, encode, encode_unchecked, is_immutable
+from agent_sessions.codec.decoding import decode, decode_list
+from agent_sessions.codec.encoding import (
+    MAX_DEPTH,
+    MAX_VALUE_BYTES,
+    encode,
+    encode_unchecked,
+    is_immutable,
+    list_header,
+)
 from agent_sessions.codec.registry import register_type
 
 __all__ = [
     "MAX_DEPTH",
     "MAX_VALUE_BYTES",
     "decode",
+    "decode_list",
     "encode",
     "encode_unchecked",
     "is_immutable",
+    "list_header",
     "register_type",
 ]

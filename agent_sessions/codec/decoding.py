@@ -9,7 +9,7 @@ import msgspec
 from msgspec.msgpack import Decoder
 
 from agent_sessions.codec import registry
-from agent_sessions.codec.encoding import MAX_DEPTH
+from agent_sessions.codec.encoding import MAX_DEPTH, list_header
 from agent_sessions.codec.leaves import LAST_RESERVED_CODE, READERS, Code
 from agent_sessions.errors import FormatTooNewError, SerializationError, SessionError
 
@@ -34,6 +34,16 @@ def decode(data: bytes | memoryview) -> Any:
         raise SerializationError(
             f"the stored data is damaged, or can't be read on this host: {type(error).__name__}."
         ) from None
+
+
+def decode_list(encoded: bytes | memoryview, count: int) -> list[Any]:
+    """The values that `encode` made so many pieces from, which follow on one another here; in one C call.
+
+    Raises:
+        SerializationError, FormatTooNewError: As `decode`, of the first that can't be read.
+    """
+    values: list[Any] = decode(b"".join((list_header(count), encoded)))
+    return values
 
 
 Hook = Callable[[int, memoryview], object]

@@ -82,6 +82,13 @@ def encode_unchecked(items: list[Any]) -> bytes:
         return b""
 
 
+def list_header(count: int) -> bytes:
+    """What a list of so many items begins with: MessagePack's fixarray, array 16 or array 32."""
+    if count < 16:
+        return bytes((0x90 | count,))
+    return b"\xdc" + count.to_bytes(2, "big") if count < 2**16 else b"\xdd" + count.to_bytes(4, "big")
+
+
 def is_immutable(value: object) -> bool:
     """Whether nothing reachable from a decoded value can be changed in place."""
     try:

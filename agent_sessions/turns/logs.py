@@ -63,15 +63,14 @@ class LogBuffer:
             items = self._decoded[start:stop]
             first = self._ends[start - 1] if start else 0
             if not self._is_intact(items, first, self._ends[stop - 1]):
-                items = [self._decode(index) for index in range(start, stop)]
+                items = self._decode(start, stop)
                 self._decoded[start:stop] = items
-                items = items.copy()
             return items
 
     def copies(self, start: int, stop: int) -> list[Any]:
         """The items from start to stop, decoded for this caller alone."""
         with self._lock:
-            return [self._decode(index) for index in range(start, stop)]
+            return self._decode(start, stop)
 
     def _extend(self, items: Sequence[bytes]) -> None:
         offset = len(self._bytes)
@@ -82,19 +81,27 @@ class LogBuffer:
     def _item(self, index: int) -> bytes:
         return bytes(self._bytes[self._ends[index - 1] if index else 0 : self._ends[index]])
 
-    def _decode(self, index: int) -> Any:
+    def _decode(self, start: int, stop: int) -> list[Any]:
+        if start >= stop:
+            return []
+        first = self._ends[start - 1] if start else 0
+        try:
+            return codec.decode_list(memoryview(self._bytes)[first : self._ends[stop - 1]], stop - start)
+        except SerializationError:
+            return [self._decode_one(index) for index in range(start, stop)]  # tells which one it is
+
+    def _decode_one(self, index: int) -> Any:
         try:
             return codec.decode(self._item(index))
         except SerializationError as error:
             raise type(error)(f"item {index} of the log can't be read: {error.message}", field=f"[{index}]") from error
 
     def _decode_up_to(self, stop: int) -> None:
-        for index in range(len(self._decoded), stop):
-            self._decoded.append(self._decode(index))
+        self._decoded += self._decode(len(self._decoded), stop)
 
     def _is_intact(self, items: list[Any], first: int, last: int) -> bool:
         encoded = codec.encode_unchecked(items)
-        header = 1 if len(items) < 16 else 3 if len(items) < 65536 else 5  # MessagePack: fixarray, array 16, array 32
+        header = len(codec.list_header(len(items)))
         return len(encoded) == header + last - first and encoded.endswith(memoryview(self._bytes)[first:last])
 
 

@@ -19,6 +19,7 @@ class LossyProxy:
         self._fault = fault
         self._requests = 0
         self._tasks: set[asyncio.Task[None]] = set()
+        self._writers: set[asyncio.StreamWriter] = set()
         self.lost = 0
 
     async def __aenter__(self) -> Self:
@@ -27,9 +28,9 @@ class LossyProxy:
 
     async def __aexit__(self, *_: object) -> None:
         self._server.close()
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        for writer in [*self._writers]:
+            writer.close()
+        await asyncio.gather(*self._tasks)
 
     @property
     def url(self) -> str:
@@ -40,6 +41,7 @@ class LossyProxy:
         task = asyncio.current_task()
         assert task is not None
         self._tasks.add(task)
+        self._writers.add(writer)
         there, back = await asyncio.open_connection(self._target.hostname, self._target.port)
         swallow = asyncio.Event()
         answers = asyncio.create_task(_pump(there, writer, swallow))
@@ -62,6 +64,7 @@ class LossyProxy:
             answers.cancel()
             await asyncio.gather(answers, return_exceptions=True)
             self._tasks.discard(task)
+            self._writers.discard(writer)
 
 
 async def _pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, swallow: asyncio.Event) -> None:

@@ -1,7 +1,7 @@
-"""Connections to Redis: a set of their own for each event loop, and what their errors mean.
+"""Connections to Redis: a few of their own for each event loop, and what their errors mean.
 
-A command is written and its reply read on a connection that nobody else uses meanwhile. redis-py makes, authenticates
-and parses the connections; its client and pool, which cost as much time as Redis needs for a turn, are left out.
+redis-py makes and authenticates them; its client and pool, which cost as much time as Redis needs for a turn, are left
+out.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import contextlib
 import os
 import threading
 from collections.abc import Callable, Sequence
+from contextvars import Context
 from secrets import token_hex
 from typing import Any, NamedTuple
 
@@ -28,7 +29,6 @@ from redis.exceptions import (
     OutOfMemoryError,
     ReadOnlyError,
     RedisError,
-    ResponseError,
 )
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import TimeoutError as RedisTimeoutError
@@ -36,6 +36,7 @@ from redis.exceptions import TimeoutError as RedisTimeoutError
 from agent_sessions.errors import StoreUnavailableError
 from agent_sessions.stores.redis.scripts import Script
 from agent_sessions.stores.redis.waiting import Wakeups
+from agent_sessions.stores.redis.wire import Wire
 
 Command = Sequence[bytes]
 
@@ -57,16 +58,34 @@ class Settings(NamedTuple):
     timeout_s: float
 
 
+class _Place:
+    """A connection, made or in the making, and how many exchanges are on it."""
+
+    def __init__(self, opening: asyncio.Task[Wire]) -> None:
+        self.opening = opening
+        self.load = 0
+
+    @property
+    def wire(self) -> Wire | None:
+        """The connection, if it is made."""
+        if not self.opening.done() or self.opening.cancelled() or self.opening.exception() is not None:
+            return None
+        return self.opening.result()
+
+    @property
+    def is_usable(self) -> bool:
+        """Whether it is open, or may yet be."""
+        wire = self.wire
+        return not self.opening.done() if wire is None else not wire.is_closed
+
+
 class LoopClient:
     """What one event loop uses: its connections, and its place for wake-ups."""
 
     def __init__(self, settings: Settings, channel: bytes) -> None:
         self._settings = settings
-        self._idle: list[AbstractConnection] = []
-        self._busy: set[AbstractConnection] = set()
+        self._places: list[_Place] = []
         self._closed = False
-        # More turns at once than connections wait for one, instead of failing.
-        self._gate = asyncio.Semaphore(settings.max_connections)
         self.wakeups = Wakeups(self._connected, channel)
 
     async def run(self, script: Script, keys: Sequence[bytes], argv: Sequence[bytes]) -> Any:
@@ -99,46 +118,57 @@ class LoopClient:
     async def exchange(self, commands: Sequence[Command]) -> list[Any]:
         """Send commands in one piece and return their replies; errors of single ones stand in their places."""
         packed = _pack(commands)
-        async with self._gate:
-            for pause in _PAUSES_S:
-                try:
-                    return await self._exchange(packed, len(commands))
-                except (AuthenticationError, AuthorizationError) as error:
-                    raise unavailable(error) from error
-                except (RedisConnectionError, OSError):
-                    await self._drop_idle()
-                    await asyncio.sleep(pause)
-                except RedisError as error:
-                    raise unavailable(error) from error
+        for pause in _PAUSES_S:
             try:
                 return await self._exchange(packed, len(commands))
-            except (RedisError, OSError) as error:
+            except (AuthenticationError, AuthorizationError) as error:
                 raise unavailable(error) from error
-
-    async def _exchange(self, packed: list[bytes], number: int) -> list[Any]:
-        connection: Any = self._idle.pop() if self._idle else await self._connected()
-        self._busy.add(connection)
+            except (RedisConnectionError, OSError):
+                self._drop_idle()
+                await asyncio.sleep(pause)
+            except RedisError as error:
+                raise unavailable(error) from error
         try:
-            async with asyncio.timeout(self._settings.timeout_s + sum(map(len, packed)) / _SLOWEST_LINE):
-                await connection.send_packed_command(packed, check_health=False)
-                replies = [await _reply(connection) for _ in range(number)]
-        except BaseException as error:
-            # Also when cancelled: a reply that is still to come must not be taken for another command's.
-            await connection.disconnect(nowait=True)
-            if isinstance(error, TimeoutError):
+            return await self._exchange(packed, len(commands))
+        except (RedisError, OSError) as error:
+            raise unavailable(error) from error
+
+    async def _exchange(self, packed: bytes, number: int) -> list[Any]:
+        place = self._place()
+        place.load += 1
+        try:
+            wire = place.wire
+            if wire is None:
+                wire = await asyncio.shield(place.opening)
+            try:
+                async with asyncio.timeout(self._settings.timeout_s + len(packed) / _SLOWEST_LINE):
+                    return await wire.exchange(packed, number)
+            except TimeoutError:
+                wire.abort()
                 raise RedisTimeoutError("no answer") from None
-            raise
         finally:
-            self._busy.discard(connection)
-        if self._closed:
-            await connection.disconnect()
-        else:
-            self._idle.append(connection)
-        return replies
+            place.load -= 1
+            if self._closed and (late := place.wire) is not None:
+                late.leave()
+
+    def _place(self) -> _Place:
+        """An idle connection, else a new one, else, when there are as many as may be, the one with the least to do."""
+        self._places = [place for place in self._places if place.is_usable]
+        best = min(self._places, key=lambda place: place.load, default=None)
+        if best is not None and (best.load == 0 or len(self._places) >= self._settings.max_connections):
+            return best
+        # In a context of its own: who happened to need it first is nobody's business there.
+        opening = asyncio.get_running_loop().create_task(self._opened(), context=Context())
+        opening.add_done_callback(lambda task: task.cancelled() or task.exception())
+        place = _Place(opening)
+        self._places.append(place)
+        return place
+
+    async def _opened(self) -> Wire:
+        return Wire(await self._connected())
 
     async def _connected(self) -> AbstractConnection:
         connection: Any = self._settings.make_connection()
-        self._busy.add(connection)
         try:
             async with asyncio.timeout(self._settings.connect_timeout_s + self._settings.timeout_s):
                 await connection.connect()
@@ -148,42 +178,40 @@ class LoopClient:
         except BaseException:
             await connection.disconnect(nowait=True)
             raise
-        finally:
-            self._busy.discard(connection)
         return connection  # type: ignore[no-any-return]
 
-    async def _drop_idle(self) -> None:
+    def _drop_idle(self) -> None:
         """What lay idle while a connection broke is likely broken as well."""
-        while self._idle:
-            await self._idle.pop().disconnect(nowait=True)
+        for place in self._places:
+            if place.load == 0 and (wire := place.wire) is not None:
+                wire.abort()
 
     async def aclose(self) -> None:
         """Close everything; what is under way comes to its end."""
         self._closed = True
         await self.wakeups.aclose()
-        while self._idle:
-            await self._idle.pop().disconnect()
+        places, self._places = self._places, []
+        for place in places:
+            if place.load == 0 and not place.opening.done():
+                place.opening.cancel()
+            elif (wire := place.wire) is not None:
+                wire.leave()
+        await asyncio.sleep(0)  # transports close at the loop's next pass
 
     def abandon(self) -> None:
         """Close the sockets of a loop that is closed and can close nothing any more."""
-        for connection in (*self._idle, *self._busy, *self.wakeups.connections()):
+        wires = [wire for place in self._places if (wire := place.wire) is not None]
+        for connection in (*(wire.connection for wire in wires), *self.wakeups.connections()):
             _abandon(connection)
 
 
-async def _reply(connection: Any) -> Any:
-    try:
-        return await connection.read_response()
-    except ResponseError as error:
-        return error
-
-
-def _pack(commands: Sequence[Command]) -> list[bytes]:
+def _pack(commands: Sequence[Command]) -> bytes:
     packed = []
     for command in commands:
         packed.append(b"*%d\r\n" % len(command))
         for word in command:
             packed += (b"$%d\r\n" % len(word), word, b"\r\n")
-    return packed
+    return b"".join(packed)
 
 
 class Clients:

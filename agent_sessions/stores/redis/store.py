@@ -101,7 +101,7 @@ class RedisStore:
         clock: Clock | None = None,
         connect_timeout_s: float = CONNECT_TIMEOUT_S,
         timeout_s: float = TIMEOUT_S,
-        max_connections: int = 64,
+        max_connections: int = 8,
     ) -> Self:
         """A store at a URL: `redis://`, `rediss://`, `valkey://`, `valkeys://` or `unix://`. It connects when used.
 
@@ -113,7 +113,7 @@ class RedisStore:
             clock: For tests; the server's own time if None.
             connect_timeout_s: How long to wait for a connection.
             timeout_s: How long to wait for an answer.
-            max_connections: The most connections of one event loop. More turns at once wait for one.
+            max_connections: The most connections of one event loop. More turns at once share them.
 
         Raises:
             InvalidError: The URL is none.
