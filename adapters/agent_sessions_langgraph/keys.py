@@ -53,12 +53,8 @@ def writes_prefix(thread: str, ns: str, checkpoint_id: str) -> str:
 
 def _part(text: str, most: int) -> str:
     escaped = text.replace("%", "%25").replace("/", "%2F")
-    if escaped.isascii():
-        return escaped if len(escaped) <= most else _hashed(text)
-    try:
-        return escaped if len(escaped.encode()) <= most else _hashed(text)
-    except UnicodeEncodeError:  # a lone surrogate, which no store takes
-        return _hashed(text)
+    length = len(escaped) if escaped.isascii() else len(escaped.encode(errors="surrogatepass"))
+    return escaped if length <= most else _hashed(text)
 
 
 def _hashed(text: str) -> str:
