@@ -218,6 +218,24 @@ class Contents(Harness):
         await store.commit(key, change(collections={CHECKPOINTS: CollectionChange(delete_prefixes=["00", "019"])}))
         assert [name for name, _ in await read_range(other, key)] == sorted(names)[1000:1900]
 
+    async def test_single_changes_among_many_entries_keep_the_order(self, store: Store, other: Store, key: Key) -> None:
+        entries = {f"{number:05}": b"old" for number in range(0, 1_000, 2)}
+        await store.commit(key, change(collections={CHECKPOINTS: CollectionChange(entries=dict(entries))}))
+        changes: list[dict[str, bytes | None]] = [
+            {"00500": None},
+            {"00501": b"new"},
+            {"00000": None, "00998": None},
+            {"00000/": b"new", "00999": b"new", "00502": b"new"},
+            {"00501": None, "00500": b"again", "missing": None},
+        ]
+        for changed in changes:
+            await store.commit(key, change(collections={CHECKPOINTS: CollectionChange(entries=dict(changed))}))
+            entries.update({name: data for name, data in changed.items() if data is not None})
+            entries = {name: data for name, data in entries.items() if changed.get(name, data) is not None}
+            assert await read_range(other, key) == sorted(entries.items())
+            near = [entry for entry in sorted(entries.items()) if "00490" < entry[0] < "00510"]
+            assert await read_range(other, key, after="00490", before="00510") == near
+
     async def test_a_commit_of_three_hundred_writes_is_one_commit(self, store: Store, other: Store, key: Key) -> None:
         parts = [Part(f"ns{number % 7}", f"name{number}") for number in range(100)]
         committed = await store.commit(

@@ -309,6 +309,7 @@ class Machine(RuleBasedStateMachine):
             while first or cursor is not None:
                 page = self.runner.run(self.store.find(tenant, "session", belongs_to=user, limit=limit, cursor=cursor))
                 found += [(place.row.active_at, place.id, place.row.fields) for place in page.found]
+                assert len(found) <= len(expected)
                 cursor, first = page.next, False
             assert found == sorted(expected, key=lambda place: place[:2], reverse=True)
             assert self.runner.run(self.store.count(tenant, "session", belongs_to=user)) == len(expected)
