@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import aclosing
-from hashlib import blake2b
 from typing import Any, NamedTuple, cast
 from weakref import WeakKeyDictionary
 
@@ -30,7 +29,6 @@ BREAKPOINT = "breakpoint"
 """The id of what a run waits for that stopped at a breakpoint of the graph: nothing but to go on."""
 
 _INTERRUPT = "__interrupt__"
-_MOST_THREAD_BYTES = 100
 _ABANDONED = "Not carried out: the run was given up."
 
 _serializers: WeakKeyDictionary[Any, SerializerProtocol] = WeakKeyDictionary()
@@ -58,10 +56,7 @@ class LangGraphAdapter:
     def thread(self, agent: Any, conversation: str | None) -> str:
         """The graph's name, and the conversation: different graphs share none."""
         name = self.agent_name(agent).replace("%", "%25").replace("/", "%2F")
-        thread = name if conversation is None else f"{name}/{conversation}"
-        if len(thread.encode()) <= _MOST_THREAD_BYTES:
-            return thread
-        return f"%h{blake2b(thread.encode(), digest_size=16).hexdigest()}"
+        return name if conversation is None else f"{name}/{conversation}"
 
     def logs(self, thread: str) -> Sequence[str]:
         """None: a thread is no log."""
