@@ -8,6 +8,7 @@ from .errors import InvalidError
 
 MAX_ID_CHARACTERS = 256
 MAX_NAME_BYTES = 128
+MAX_CONVERSATION_BYTES = 100
 MAX_COLLECTION_KEY_BYTES = 512
 
 DEFAULT_TENANT = "default"
@@ -46,6 +47,15 @@ def check_name(value: object, field: str) -> str:
         InvalidError: `INVALID_KEY`.
     """
     return _check_bytes(value, field, MAX_NAME_BYTES)
+
+
+def check_conversation(value: object) -> str:
+    """Check the name of a conversation: 1 to 100 bytes of UTF-8, since names of logs are made with it.
+
+    Raises:
+        InvalidError: `INVALID_KEY`.
+    """
+    return _check_bytes(value, "conversation", MAX_CONVERSATION_BYTES)
 
 
 def check_collection_key(value: object, field: str = "key") -> str:

@@ -153,6 +153,10 @@ class SessionManager:
                 _merge_metadata(turn, metadata)
                 yield opened
 
+    def joined(self, session: str | Session) -> Session | None:
+        """The session of the turn on this session that the calling code is part of already, or None."""
+        return joined_session(self.store, self._key(session))
+
     @asynccontextmanager
     async def read(self, session: str | Session, *, logs: LogsWanted | None = None) -> AsyncIterator[Session]:
         """Read a session as it is stored now, beside a turn that may be running on it, without its lease.

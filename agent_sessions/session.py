@@ -181,6 +181,16 @@ class ValueNamespace:
         for name in self.keys():
             self.delete(name)
 
+    def logs(self) -> dict[str, int]:
+        """The names of all logs that have items, with how many."""
+        counts = self._session._open_turn().log_counts()
+        return {part.name: count for part, count in sorted(counts.items()) if part.namespace == self.name}
+
+    def collections(self) -> list[str]:
+        """The names of all collections that have entries, sorted."""
+        filled = self._session._open_turn().filled_collections()
+        return sorted(part.name for part in filled if part.namespace == self.name)
+
     def __contains__(self, name: str) -> bool:
         return name in self.keys()
 

@@ -1,6 +1,6 @@
 """The configuration: environment variables `AK_SESSION__*` over the `session` section of a YAML file.
 
-`Settings.load()` reads both when it is called and keeps nothing global; `Settings(type="redis")` takes keywords and
+`Settings.load()` reads both as they are when it is called; `Settings(type="redis")` takes keywords and
 reads neither. A name that does not exist is an error that says which one was probably meant; it is never ignored.
 An empty variable (or a YAML key that is empty or null) counts as not set.
 """
@@ -13,6 +13,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import lru_cache
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeAlias
@@ -204,7 +205,7 @@ class Settings(BaseSettings):
 
     @classmethod
     def load(cls) -> Settings:
-        """Read the environment, and under it the YAML file, now.
+        """Read the environment, and under it the YAML file, as they are now. Unchanged, they give the same object.
 
         The file is the one that `AK_CONFIG_PATH_OVERRIDE` names, else `config.yaml` in the working directory if there
         is one. Only its `session` section is looked at.
@@ -213,13 +214,7 @@ class Settings(BaseSettings):
             InvalidError: `INVALID_SETTING`: a name that does not exist, a wrong value, or a file that can't be read.
                 Its `field` is the variable, or the key as `session.redis.url`.
         """
-        _check_variables(os.environ)
-        file, section = _read_config_file()
-        environment = EnvSettingsSource(cls)()
-        try:
-            return cls(**_merged(section, environment))
-        except ValidationError as error:
-            raise _wrong_value(error, environment, file) from None
+        return _loaded(_fingerprint())
 
     @classmethod
     def variables(cls) -> dict[str, Variable]:
@@ -250,6 +245,29 @@ class Variable:
     """What it does, with unit and range."""
     secret: bool
     """Whether its value may hold a password, so that nothing shows it."""
+
+
+def _fingerprint() -> tuple[object, ...]:
+    """All that `load` depends on."""
+    file = _config_file()
+    try:
+        state = file.stat()
+        stamp = (state.st_mtime_ns, state.st_size)
+    except OSError:
+        stamp = None
+    own = tuple((name, value) for name, value in os.environ.items() if name[:3].upper() == "AK_")
+    return file.absolute(), stamp, own
+
+
+@lru_cache(maxsize=8)
+def _loaded(_: tuple[object, ...]) -> Settings:
+    _check_variables(os.environ)
+    file, section = _read_config_file()
+    environment = EnvSettingsSource(Settings)()
+    try:
+        return Settings(**_merged(section, environment))
+    except ValidationError as error:
+        raise _wrong_value(error, environment, file) from None
 
 
 def _variables(model: type[BaseModel], path: tuple[str, ...]) -> Iterator[Variable]:
@@ -303,10 +321,14 @@ def _check_variables(names: Iterable[str]) -> None:
             raise InvalidError("SETTING", f"{name} is not a setting; did you mean {meant}?", field=name)
 
 
+def _config_file() -> Path:
+    return Path(os.environ.get(CONFIG_PATH_VARIABLE) or "config.yaml")
+
+
 def _read_config_file() -> tuple[Path, dict[str, Any]]:
     """The file, and its `session` section without what is empty."""
     override = os.environ.get(CONFIG_PATH_VARIABLE)
-    file = Path(override or "config.yaml")
+    file = _config_file()
     if not override and not file.is_file():
         return file, {}
     try:

@@ -211,6 +211,11 @@ class SyncSessionManager:
             finally:
                 leave_session(token)
 
+    def joined(self, session: str | Session) -> SyncSession | None:
+        """See `SessionManager.joined`."""
+        joined = self._manager.joined(session)
+        return None if joined is None else SyncSession(joined)
+
     @contextmanager
     def read(self, session: str | Session, *, logs: LogsWanted | None = None) -> Iterator[SyncSession]:
         """See `SessionManager.read`."""

@@ -15,10 +15,8 @@ from agents.memory import SessionSettings
 
 from agent_sessions import Session, SessionManager
 from agent_sessions.codec import encode
-from agent_sessions.errors import ForbiddenError, InvalidError, SerializationError
-from agent_sessions.identifiers import check_id, check_name
-from agent_sessions.session import joined_session
-from agent_sessions.stores.base import Key
+from agent_sessions.errors import ForbiddenError, SerializationError
+from agent_sessions.identifiers import check_conversation, check_id
 
 if TYPE_CHECKING:
     from agents import RunContextWrapper, TResponseInputItem
@@ -28,8 +26,6 @@ T = TypeVar("T")
 NAMESPACE = "openai"
 CHILDREN = "children"
 """The collection of what child runs said, by thread and number."""
-
-_MAX_CONVERSATION_BYTES = 100
 
 
 def log_name(thread: str) -> str:
@@ -77,7 +73,7 @@ class OpenAISession:
         manager = manager or SessionManager.from_env()
         self.session_id = check_id(session_id, "session_id")
         self.user_id = None if user_id is None else check_id(user_id, "user_id")
-        self.conversation = None if conversation is None else _checked(conversation)
+        self.conversation = None if conversation is None else check_conversation(conversation)
         self.session_settings: SessionSettings | None = session_settings or SessionSettings()
         self._manager = manager if tenant_id is None else manager.for_tenant(tenant_id)
         self._log = log_name(conversation or "")
@@ -93,7 +89,7 @@ class OpenAISession:
             limit = self.session_settings.limit
         if limit is not None and limit <= 0:
             return []
-        joined = self._joined()
+        joined = self._manager.joined(self.session_id)
         if joined is not None:
             return await TurnItems(joined, self._log).get_items(limit)
         async with self._manager.read(self.session_id, logs={(NAMESPACE, self._log): limit}) as snapshot:
@@ -121,10 +117,6 @@ class OpenAISession:
         """Take all items of this conversation off. Everything else in the session stays."""
         async with self._manager.open(self.session_id, user_id=self.user_id) as turn:
             await TurnItems(turn, self._log).clear_session()
-
-    def _joined(self) -> Session | None:
-        key = Key(self._manager.tenant_id, "session", self.session_id)
-        return joined_session(self._manager.store, key)
 
     def __repr__(self) -> str:
         return f"OpenAISession({self.session_id!r})"
@@ -210,15 +202,6 @@ class ChildItems:
 
     def _key(self, number: int) -> str:
         return f"{self._prefix}{number:08}"
-
-
-def _checked(conversation: str) -> str:
-    check_name(conversation, "conversation")
-    if len(conversation.encode()) > _MAX_CONVERSATION_BYTES:
-        raise InvalidError(
-            "CONVERSATION", f"conversation takes more than {_MAX_CONVERSATION_BYTES} bytes", field="conversation"
-        )
-    return conversation
 
 
 async def _appended(append: Callable[[Sequence[Any]], Awaitable[None]], items: Sequence[Any]) -> None:

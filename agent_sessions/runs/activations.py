@@ -9,6 +9,8 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any, Literal
 
+import pydantic
+
 from .. import codec
 from ..errors import SessionError
 from ..manager import SessionManager
@@ -143,23 +145,29 @@ class Activations:
 
 
 def bounded(value: Any) -> tuple[Any, bool]:
-    """What an activation keeps of a payload or response, and whether that is cut: at most 16 KiB."""
+    """What an activation keeps of a payload or response, and whether that is cut or a stand-in: at most 16 KiB."""
     if isinstance(value, str):
-        raw = value.encode(errors="replace")
-        if len(raw) <= MAX_TEXT_BYTES and value.isascii() | (raw.decode() == value):
-            return value, False
-        return raw[:MAX_TEXT_BYTES].decode(errors="ignore"), True
+        kept = value.encode(errors="replace")[:MAX_TEXT_BYTES].decode(errors="ignore")
+        return kept, kept != value
     try:
         data = codec.encode(value)
         if len(data) <= MAX_TEXT_BYTES:
             return codec.decode(data), False  # a copy: the agent may change its own
     except SessionError:
-        pass  # not storable as it is: its text is
+        pass  # not storable as it is: a text stands in
+    return bounded(_text_of(value))[0], True
+
+
+def _text_of(value: Any) -> str:
+    """A text for what can't be kept as it is. Of an object that is no data, its type: who knows what it holds."""
     try:
-        text, _ = bounded(str(value))
-    except Exception:  # it has none either
-        text = f"<{type(value).__name__}>"
-    return text, True
+        if isinstance(value, pydantic.BaseModel):
+            return value.model_dump_json()
+        if isinstance(value, dict | list | tuple | set | frozenset | int | float | bytes):
+            return str(value)
+    except Exception:
+        pass  # it has none
+    return f"<{type(value).__name__}>"
 
 
 def _named(error: Exception) -> str:

@@ -7,9 +7,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from datetime import UTC, datetime
+from weakref import WeakKeyDictionary
 
 from msgspec import Struct
 
+from ..session import Session
 from .activations import Activation, SkillCall
 
 
@@ -24,6 +26,7 @@ class Running(Struct, eq=False):
 
 _running: ContextVar[Running | None] = ContextVar("agent_sessions_run", default=None)
 _in_skill: ContextVar[bool] = ContextVar("agent_sessions_skill", default=False)
+_thread_locks: WeakKeyDictionary[Session, dict[tuple[str, str], asyncio.Lock]] = WeakKeyDictionary()
 
 
 def current_run() -> Running | None:
@@ -34,6 +37,11 @@ def current_run() -> Running | None:
 def is_in_skill() -> bool:
     """Whether this code is part of a skill call of the innermost run."""
     return _in_skill.get()
+
+
+def thread_lock(session: Session, framework: str, thread: str) -> asyncio.Lock:
+    """What lets the runs of one conversation in one turn follow on one another."""
+    return _thread_locks.setdefault(session, {}).setdefault((framework, thread), asyncio.Lock())
 
 
 @contextmanager

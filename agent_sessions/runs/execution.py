@@ -8,24 +8,23 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequenc
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from hashlib import blake2b
 from typing import Any, Protocol
 
 from msgspec import Struct
 
 from ..background import uncancelled
-from ..errors import RunPausedError, SessionError, SessionNotFoundError
-from ..identifiers import check_id, check_name
+from ..errors import InvalidError, RunPausedError, SessionError
+from ..identifiers import MAX_CONVERSATION_BYTES, check_conversation, check_id
 from ..manager import SessionManager
 from ..session import Session
 from ..turns.turn import CommitMode
 from .activations import Activation, Activations, ActivationStatus, bounded
 from .adapters import Adapter, Call, Outcome, Pending, adapter_for
-from .context import Running, current_run, is_in_skill, running
+from .context import Running, current_run, is_in_skill, running, thread_lock
 
 PAUSED = "paused"
 """The value, in the framework's namespace, that keeps paused runs by thread."""
-
-_MAX_THREAD_BYTES = 100
 
 
 @dataclass(frozen=True)
@@ -112,11 +111,20 @@ class Execution:
         """What the adapter kept of the thread's paused run."""
         paused = self._paused_runs().get(self.call.thread)
         if paused is None:
-            raise SessionNotFoundError(f"no run of agent {self.call.agent_name!r} is paused in this conversation")
+            raise InvalidError(
+                "DECISIONS",
+                f"no run of agent {self.call.agent_name!r} is paused in this conversation",
+                field="decisions",
+            )
         return paused["state"]
 
     def remember_pause(self) -> None:
         """Keep in the session what a paused run needs, and forget what this run has settled."""
+        if self.call.is_child and self.outcome.pending:
+            raise RunPausedError(
+                f"{self.call.agent_name!r} waits for a decision inside another run, where nobody could resume it: "
+                "run it by itself, or as the framework's own sub-agent, so that the outer run pauses"
+            )
         paused = self._paused_runs()
         settled = paused.pop(self.call.thread, None)
         if self.outcome.pending:
@@ -176,9 +184,10 @@ async def executing(manager: SessionManager, hooks: Sequence[Hook], request: Req
                 options=request.options,
             )
             execution = Execution(adapter, call, activation, hooks)
-            with running(Running(activation, adapter.framework, thread, parent)):
-                yield execution
-            execution.remember_pause()
+            async with thread_lock(session, adapter.framework, thread):
+                with running(Running(activation, adapter.framework, thread, parent)):
+                    yield execution
+                execution.remember_pause()
             activation.status = "PAUSED" if execution.outcome.pending else "COMPLETE"
             activation.response, cut = bounded(execution.outcome.output)
             activation.cut = activation.cut or cut
@@ -230,16 +239,31 @@ def _thread(adapter: Adapter, request: Request, activation: Activation, parent: 
 
     What a skill runs, and what would write into a conversation that a run above it is in the middle of, gets its own.
     """
-    if request.conversation is not None:
-        check_name(request.conversation, "conversation")
-    thread = _cut(adapter.thread(request.agent, request.conversation), _MAX_THREAD_BYTES)
-    above = parent
-    while above is not None and (above.framework, above.thread) != (adapter.framework, thread):
-        above = above.parent
-    if above is not None or (is_in_skill() and request.conversation is None):
-        return f"{_cut(activation.agent_name, 60)}@{activation.activation_id}", True
+    conversation = request.conversation
+    thread = _short(adapter.thread(request.agent, None if conversation is None else check_conversation(conversation)))
+    above = _runs_above(parent, activation)
+    in_the_middle = any((run.framework, run.thread) == (adapter.framework, thread) for run in above)
+    if in_the_middle or (above and is_in_skill() and conversation is None):
+        return _short(f"{_short(activation.agent_name, 60)}@{activation.activation_id}"), True
     return thread, False
 
 
-def _cut(text: str, most: int) -> str:
-    return text.encode()[:most].decode(errors="ignore")
+def _runs_above(run: Running | None, activation: Activation) -> list[Running]:
+    """The runs that this one is part of, on the same session; the innermost must be on it."""
+    above = []
+    while run is not None and _session_of(run.activation) == _session_of(activation):
+        above.append(run)
+        run = run.parent
+    return above
+
+
+def _session_of(activation: Activation) -> tuple[str, str]:
+    return activation.tenant_id, activation.session_id
+
+
+def _short(text: str, most: int = MAX_CONVERSATION_BYTES) -> str:
+    """A name as it is, or, if it is too long for one, its beginning and a hash of all of it."""
+    raw = text.encode()
+    if len(raw) <= most:
+        return text
+    return f"{raw[: most - 17].decode(errors='ignore')}#{blake2b(raw, digest_size=8).hexdigest()}"

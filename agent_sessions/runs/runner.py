@@ -107,7 +107,7 @@ class Runner:
         framework itself takes. The other arguments are those of `run`.
 
         Raises:
-            SessionNotFoundError: No run of this conversation is paused.
+            InvalidError: `INVALID_DECISIONS`: no run of this conversation is paused.
         """
         request = Request(
             agent=agent,

@@ -37,15 +37,14 @@ class _Events:
 
     async def put(self, event: Event) -> None:
         """Hand an event over, waiting for a place."""
-        if self._room.locked():
-            await asyncio.wait_for(self._room.acquire(), self._patience_s)
-        else:
+        async with asyncio.timeout(self._patience_s):
             await self._room.acquire()
         self._queue.put_nowait(event)
 
     async def all_taken(self) -> None:
         """Return when the reader has come back for more after every event so far."""
-        await asyncio.wait_for(self._queue.join(), self._patience_s)
+        async with asyncio.timeout(self._patience_s):
+            await self._queue.join()
 
     def end(self, last: Event | BaseException) -> None:
         """Hand over how the run ended."""

@@ -124,14 +124,26 @@ class Turn:
             if data != self._stored_field(name):
                 self._fields[name] = data
 
+    def log_counts(self) -> dict[Part, int]:
+        """Every log that has items, with their number."""
+        with self._lock:
+            self._check_open()
+            counts = {part: head.count for part, head in self._image.log_heads.items()}
+            for part, draft in self._logs.items():
+                counts[part] = draft.remaining(self._stored_count(part)) + len(draft.appended)
+            return {part: count for part, count in counts.items() if count}
+
+    def filled_collections(self) -> set[Part]:
+        """Every collection that has entries, or, where entries were deleted in this turn, may have."""
+        with self._lock:
+            self._check_open()
+            drafted = {part for part, draft in self._collections.items() if any(draft.entries.values())}
+            return {*self._image.collections, *drafted}
+
     def namespaces(self) -> list[str]:
         """Every namespace that holds anything."""
         with self._lock:
-            parts = self._image.filled_parts
-            for part, draft in self._logs.items():
-                filled = draft.appended or draft.remaining(self._stored_count(part)) > 0
-                parts.add(part) if filled else parts.discard(part)
-            parts |= {part for part, draft in self._collections.items() if any(draft.entries.values())}
+            parts = (*self.log_counts(), *self.filled_collections())
             return sorted({*self.values.namespaces(), *(part.namespace for part in parts)})
 
     # ------------------------------------------------------------------------------------------------ logs

@@ -38,7 +38,8 @@ async def test_a_thousand_turns_are_each_stored_once_or_reported(redis_url: str,
 
 async def _turns(manager: SessionManager, direct: SessionManager, session_id: str) -> tuple[set[int], set[int]]:
     """Run turns; return which are stored and which are not. Of one that nobody can tell, ask its commit."""
-    stored, failed = set(), set()
+    stored: set[int] = set()
+    failed: set[int] = set()
     for turn in range(TURNS_EACH):
         try:
             async with manager.open(session_id) as session:
