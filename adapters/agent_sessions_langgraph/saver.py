@@ -23,8 +23,6 @@ from langgraph.checkpoint.serde.base import SerializerProtocol
 from agent_sessions import Session, SessionManager, SyncSession, SyncSessionManager
 from agent_sessions.background import call
 from agent_sessions.errors import InvalidError, SessionConflictError, SessionNotFoundError
-from agent_sessions.session import joined_session
-from agent_sessions.stores.base import Key
 
 from .serde import StrictSerializer
 from .thread import NewCheckpoint, Origin, Stored, Thread, Write, clear
@@ -51,7 +49,7 @@ class SessionSaver(BaseCheckpointSaver[str]):
     fine. `async with saver.turn(thread_id)` makes runs wait.
 
     Args:
-        manager: Where the sessions are. None: `SessionManager.from_env()`, asked anew at each call.
+        manager: Where the sessions are. None: `SessionManager.from_env()`, as it is at the first call.
         thread: Graphs of one session that shall not share their state need different ones. A graph that `Runner` runs
             has its name.
         allowed_types: Types of your own in the state of graphs. Stored data can't make objects of other types.
@@ -199,12 +197,13 @@ class SessionSaver(BaseCheckpointSaver[str]):
     # ------------------------------------------------------------------------------------------------ sessions
 
     def _managing(self) -> SessionManager:
-        return self._manager or SessionManager.from_env()
+        if self._manager is None:
+            self._manager = SessionManager.from_env()
+        return self._manager
 
     def _joined(self, session_id: str) -> Session | None:
         """The session, if this is inside a turn on it."""
-        manager = self._managing()
-        return joined_session(manager.store, Key(manager.tenant_id, "session", session_id))
+        return self._managing().joined(session_id)
 
     async def _reading(self, place: _Place, work: Work[T]) -> T:
         session = self._joined(place.session_id)

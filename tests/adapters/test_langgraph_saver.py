@@ -305,3 +305,13 @@ async def test_bytes_are_stored_as_the_users_serializer_makes_them(manager: Sess
     await graph.ainvoke(said("1"), on())
 
     assert texts(await graph.ainvoke(said("2"), on())) == ["1", "re: 1", "2", "re: 2"]
+
+
+async def test_what_the_environment_configures_is_shared(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AK_SESSION__TTL", "1234")
+    session_id = str(uuid.uuid4())
+
+    await chat(checkpointer=SessionSaver()).ainvoke(said("1"), on(session_id))
+
+    assert texts(await chat(checkpointer=SessionSaver()).ainvoke(said("2"), on(session_id)))[0] == "1"
+    assert await SessionManager.from_env().get(session_id) is not None
