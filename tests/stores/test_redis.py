@@ -119,6 +119,17 @@ async def test_every_key_of_a_session_goes_at_the_same_time(store: RedisStore, r
     assert {redis_server.command("PTTL", name) for name in names} == {-1}
 
 
+async def test_an_index_goes_with_the_last_of_its_places(store: RedisStore, redis_server: Any) -> None:
+    await store.commit(KEY, change(ttl_ms=500_000, belongs_to="ann"))
+    await store.commit(KEY._replace(id="s-2"), change(ttl_ms=900_000, belongs_to="ann"))
+    await store.commit(KEY._replace(id="s-3"), change(ttl_ms=100_000, belongs_to="ann"))
+    indexes = [name for name in redis_server.command("KEYS", "*") if redis_server.command("TYPE", name) == b"zset"]
+    assert len(indexes) == 4
+    assert all(800_000 < redis_server.command("PTTL", name) <= 900_000 for name in indexes)
+    await store.commit(KEY, change(ttl_ms=None))
+    assert {redis_server.command("PTTL", name) for name in indexes} == {-1}
+
+
 async def test_another_process_keeps_alive_what_it_does_not_know(redis_url: str, redis_server: Any) -> None:
     ours, theirs = RedisStore.from_url(redis_url), RedisStore.from_url(redis_url)
     await ours.commit(KEY, change(ttl_ms=1000))

@@ -56,6 +56,8 @@ class Settings(NamedTuple):
     max_connections: int
     connect_timeout_s: float
     timeout_s: float
+    address: str
+    """Where Redis is, for people: no password, no user."""
 
 
 class _Place:
@@ -95,7 +97,7 @@ class LoopClient:
         if isinstance(reply, NoScriptError):
             (reply,) = await self.exchange([(b"EVAL", script.text, *arguments)])
         if isinstance(reply, Exception):
-            raise unavailable(reply) from reply
+            raise self.unavailable(reply) from reply
         return reply
 
     async def run_beside(
@@ -107,49 +109,49 @@ class LoopClient:
             *queued, done = await self.exchange([(b"MULTI",), call, *commands, (b"EXEC",)])
             if isinstance(done, Exception):
                 error = next((reply for reply in queued if isinstance(reply, Exception)), done)
-                raise unavailable(error) from error
+                raise self.unavailable(error) from error
             if not isinstance(done[0], NoScriptError):
                 break
         for reply in done:
             if isinstance(reply, Exception):
-                raise unavailable(reply) from reply
+                raise self.unavailable(reply) from reply
         return done[0], done[1:]
 
     async def exchange(self, commands: Sequence[Command]) -> list[Any]:
         """Send commands in one piece and return their replies; errors of single ones stand in their places."""
-        packed = _pack(commands)
-        for pause in _PAUSES_S:
+        packed, maybe_done = _pack(commands), False
+        for pause in (*_PAUSES_S, None):
+            place = self._place()
+            place.load += 1
             try:
-                return await self._exchange(packed, len(commands))
-            except (AuthenticationError, AuthorizationError) as error:
-                raise unavailable(error) from error
-            except (RedisConnectionError, OSError):
-                self._drop_idle()
-                await asyncio.sleep(pause)
-            except RedisError as error:
-                raise unavailable(error) from error
-        try:
-            return await self._exchange(packed, len(commands))
-        except (RedisError, OSError) as error:
-            raise unavailable(error) from error
+                wire = place.wire
+                if wire is None:
+                    wire = await asyncio.shield(place.opening)
+                maybe_done = True
+                return await self._answers(wire, packed, len(commands))
+            except (RedisError, OSError) as error:
+                if pause is None or not _may_pass(error):
+                    raise self.unavailable(error, maybe_done=maybe_done) from error
+            finally:
+                place.load -= 1
+                if self._closed and (late := place.wire) is not None:
+                    late.leave()
+            self._drop_idle()
+            await asyncio.sleep(pause)
+        raise AssertionError("the last try returns or raises")
 
-    async def _exchange(self, packed: bytes, number: int) -> list[Any]:
-        place = self._place()
-        place.load += 1
+    async def _answers(self, wire: Wire, packed: bytes, number: int) -> list[Any]:
         try:
-            wire = place.wire
-            if wire is None:
-                wire = await asyncio.shield(place.opening)
-            try:
-                async with asyncio.timeout(self._settings.timeout_s + len(packed) / _SLOWEST_LINE):
-                    return await wire.exchange(packed, number)
-            except TimeoutError:
-                wire.abort()
-                raise RedisTimeoutError("no answer") from None
-        finally:
-            place.load -= 1
-            if self._closed and (late := place.wire) is not None:
-                late.leave()
+            async with asyncio.timeout(self._settings.timeout_s + len(packed) / _SLOWEST_LINE):
+                return await wire.exchange(packed, number)
+        except TimeoutError:
+            wire.abort()
+            raise RedisTimeoutError("no answer") from None
+
+    def unavailable(self, error: Exception, *, maybe_done: bool = True) -> StoreUnavailableError:
+        """What an error of a reply, or of a connection, means."""
+        text = f"{_reason(error)} ({self._settings.address})"  # its own, which may carry arguments, stays in the cause
+        return StoreUnavailableError(text, maybe_done=maybe_done)
 
     def _place(self) -> _Place:
         """An idle connection, else a new one, else, when there are as many as may be, the one with the least to do."""
@@ -317,13 +319,16 @@ _CODES = {
 }
 
 
-def unavailable(error: Exception) -> StoreUnavailableError:
-    """What an error of the client means. Its own text, which may carry arguments, stays in the cause."""
+def _reason(error: Exception) -> str:
     for kind, reason in _REASONS:
         if isinstance(error, kind):
-            return StoreUnavailableError(reason)
+            return reason
     # redis-py cuts off the codes it knows a class for; then the first word is a part of a sentence.
     code = str(error).split(" ", 1)[0]
-    return StoreUnavailableError(
-        _CODES.get(code, f"Redis answered with an error ({code if code.isupper() else 'ERR'})")
-    )
+    return _CODES.get(code, f"Redis answered with an error, {code if code.isupper() else 'ERR'}")
+
+
+def _may_pass(error: Exception) -> bool:
+    """Whether trying again on another connection may help."""
+    refused = isinstance(error, AuthenticationError | AuthorizationError)
+    return isinstance(error, RedisConnectionError | OSError) and not refused

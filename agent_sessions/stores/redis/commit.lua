@@ -239,6 +239,7 @@ for i = 2, first_part - 1, 2 do
       call('ZREM', KEYS[i + 1], unpack(dead))
     end
   end
+  go_with_last(KEYS[i], KEYS[i + 1], now)
 end
 
 local previous = m.exists and m.id or ''

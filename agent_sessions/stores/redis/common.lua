@@ -171,3 +171,11 @@ local function outlive(now, m, till, queue)
   local last = last_need(m.exists and m.gone, till, queue)
   if last > (m.exists and m.gone or 0) and last > now then call('PEXPIRE', K, last - now) end
 end
+
+-- An index, by activity and by end, goes with the last of its places.
+local function go_with_last(by_activity, by_end, now)
+  local last = call('ZREVRANGE', by_end, 0, 0, 'WITHSCORES')[2]
+  for _, index in ipairs({by_activity, by_end}) do
+    if last == 'inf' then call('PERSIST', index) else call('PEXPIRE', index, math.max(last - now, 1)) end
+  end
+end

@@ -22,7 +22,10 @@ call('HSET', K, 'lx', till)
 if extends then
   call('HSET', K, 'g', till)
   for i = first_part, #KEYS do call('PEXPIRE', KEYS[i], ms) end
-  for i = 3, first_part - 1, 2 do call('ZADD', KEYS[i], till, member) end
+  for i = 3, first_part - 1, 2 do
+    call('ZADD', KEYS[i], till, member)
+    go_with_last(KEYS[i - 1], KEYS[i], now)
+  end
   m.gone = till
   call('PEXPIRE', K, last_need(till, till, waiters(m.queue, now)) - now)
 else

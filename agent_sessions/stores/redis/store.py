@@ -37,7 +37,7 @@ from agent_sessions.stores.base import (
     Wanted,
 )
 from agent_sessions.stores.redis import clients, registry, scripts
-from agent_sessions.stores.redis.clients import LoopClient, unavailable
+from agent_sessions.stores.redis.clients import LoopClient
 from agent_sessions.stores.redis.keys import KeyNames, Names, decode, encode, user_of
 from agent_sessions.stores.redis.refusals import raise_refused, state_lost, too_new, unsettled
 from agent_sessions.stores.redis.registry import Registry
@@ -55,6 +55,7 @@ _NOW_OF_REDIS = -1
 
 CONNECT_TIMEOUT_S = 2.0
 TIMEOUT_S = 5.0
+MAX_CONNECTIONS = 8
 
 # The time-outs of an answer, and what is tried again, are the business of `clients.py`.
 _OURS: dict[str, Any] = {
@@ -87,8 +88,7 @@ class RedisStore:
         template = ConnectionPool(
             connection_class=pool.connection_class, **theirs | _OURS, socket_connect_timeout=connect_timeout_s
         )
-        settings = clients.Settings(template.make_connection, pool.max_connections, connect_timeout_s, timeout_s)
-        self._set_up(settings, prefix, clock)
+        self._set_up(_settings(template, MAX_CONNECTIONS, connect_timeout_s, timeout_s), prefix, clock)
 
     @classmethod
     def from_url(
@@ -101,7 +101,7 @@ class RedisStore:
         clock: Clock | None = None,
         connect_timeout_s: float = CONNECT_TIMEOUT_S,
         timeout_s: float = TIMEOUT_S,
-        max_connections: int = 8,
+        max_connections: int = MAX_CONNECTIONS,
     ) -> Self:
         """A store at a URL: `redis://`, `rediss://`, `valkey://`, `valkeys://` or `unix://`. It connects when used.
 
@@ -128,8 +128,7 @@ class RedisStore:
             message = "not a Redis URL; one looks like redis://localhost:6379/0"
             raise InvalidError("URL", message, field="url") from None
         store = cls.__new__(cls)
-        settings = clients.Settings(template.make_connection, max_connections, connect_timeout_s, timeout_s)
-        store._set_up(settings, prefix, clock)
+        store._set_up(_settings(template, max_connections, connect_timeout_s, timeout_s), prefix, clock)
         return store
 
     @classmethod
@@ -358,7 +357,7 @@ class RedisStore:
         gone = []
         for key, place, reply in zip(keys, places, replies, strict=True):
             if isinstance(reply, Exception):
-                raise unavailable(reply) from reply
+                raise client.unavailable(reply) from reply
             row = _row(key, dict(scripts.pairs(reply)), now)
             if row is None or (belongs_to is not None and row.belongs_to != belongs_to):
                 gone.append(encode(place.id))
@@ -404,6 +403,14 @@ class RedisStore:
         if reply[0] == b"L":
             self._forget(self._names.of(key))
             raise state_lost(key, reply[1])
+
+
+def _settings(
+    template: ConnectionPool, max_connections: int, connect_timeout_s: float, timeout_s: float
+) -> clients.Settings:
+    where = template.connection_kwargs
+    address = where.get("path") or f"{where.get('host', 'localhost')}:{where.get('port', 6379)}"
+    return clients.Settings(template.make_connection, max_connections, connect_timeout_s, timeout_s, str(address))
 
 
 def _as_redis(url: str, *, ssl: bool) -> str:
