@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import threading
 from collections.abc import Awaitable, Callable, Coroutine
@@ -11,6 +12,8 @@ from typing import Any, TypeVar
 
 import anyio
 from anyio.from_thread import BlockingPortal
+
+from .errors import SessionError
 
 T = TypeVar("T")
 
@@ -59,13 +62,21 @@ def spawn(function: Callable[[], Coroutine[Any, Any, None]]) -> None:
     Context().run(asyncio.run_coroutine_threadsafe, function(), _loop)
 
 
-async def uncancelled(work: Awaitable[T], *, never_waits: bool = False) -> T:
-    """Await something to its end even if this task is cancelled meanwhile; the cancellation is raised then.
+async def finished(work: Callable[[], Awaitable[T]]) -> T:
+    """Await something that can be done twice without harm; if this task is cancelled meanwhile, do it again to its end.
 
-    What `never_waits` can't be cancelled half-way, and needs no task of its own.
+    The cancellation is raised then. So what is seldom cancelled needs no task of its own.
     """
-    if never_waits:
-        return await work
+    try:
+        return await work()
+    except asyncio.CancelledError:
+        with contextlib.suppress(SessionError):  # the cancellation is what the caller gets
+            await uncancelled(work())
+        raise
+
+
+async def uncancelled(work: Awaitable[T]) -> T:
+    """Await something to its end even if this task is cancelled meanwhile; the cancellation is raised then."""
     task = asyncio.ensure_future(work)
     try:
         return await asyncio.shield(task)

@@ -12,7 +12,7 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import Any, Self
 
-from .background import uncancelled
+from .background import finished, uncancelled
 from .errors import (
     ForbiddenError,
     InvalidError,
@@ -221,7 +221,7 @@ class SessionManager:
         """
         key = self._key(session_id)
         self._cache.drop(key)
-        return await uncancelled(store_delete(self.store, key, self.lease_ms), never_waits=self.store.never_waits)
+        return await finished(lambda: store_delete(self.store, key, self.lease_ms))
 
     async def lock(self, session_id: str) -> LockInfo | None:
         """Who holds the session's lease, since when, and how many wait; None if nobody does."""

@@ -13,7 +13,7 @@ from typing import Any, Protocol
 
 from msgspec import Struct
 
-from ..background import uncancelled
+from ..background import finished
 from ..errors import InvalidError, RunPausedError, SessionError
 from ..identifiers import MAX_CONVERSATION_BYTES, check_conversation, check_id
 from ..manager import SessionManager
@@ -199,7 +199,7 @@ async def executing(manager: SessionManager, hooks: Sequence[Hook], request: Req
         if parent is None and "session" in locals():
             session.volatile.clear()
         activation.end = datetime.now(UTC)
-        await uncancelled(_finished(activations, activation, starting), never_waits=manager.store.never_waits)
+        await finished(lambda: _finish(activations, activation, starting))
 
 
 async def _starting(activations: Activations, activation: Activation, never_waits: bool) -> asyncio.Future[str]:
@@ -211,8 +211,8 @@ async def _starting(activations: Activations, activation: Activation, never_wait
     return started
 
 
-async def _finished(activations: Activations, activation: Activation, starting: asyncio.Future[str]) -> None:
-    await activations.finish(activation, await starting)
+async def _finish(activations: Activations, activation: Activation, starting: asyncio.Future[str]) -> None:
+    await activations.finish(activation, await asyncio.shield(starting))
 
 
 def _started(manager: SessionManager, adapter: Adapter, request: Request, parent: Running | None) -> Activation:

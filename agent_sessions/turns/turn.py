@@ -16,7 +16,7 @@ from weakref import WeakSet
 from msgspec import structs
 
 from .. import codec
-from ..background import uncancelled
+from ..background import finished
 from ..errors import (
     SerializationError,
     SessionBusyError,
@@ -291,7 +291,7 @@ class Turn:
                 if release:
                     self.close(self._over)
             if commit is not None:
-                await uncancelled(self._store(commit, folded), never_waits=self.store.never_waits)
+                await finished(lambda: self._store(commit, folded))
 
     async def discard(self) -> None:
         """Close the turn without a commit; return when nothing of it is on its way to the store any more."""

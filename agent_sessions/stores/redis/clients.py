@@ -128,7 +128,8 @@ class LoopClient:
                 if wire is None:
                     wire = await asyncio.shield(place.opening)
                 maybe_done = True
-                return await self._answers(wire, packed, len(commands))
+                timeout_s = self._settings.timeout_s + len(packed) / _SLOWEST_LINE
+                return await wire.exchange(packed, len(commands), timeout_s)
             except (RedisError, OSError) as error:
                 if pause is None or not _may_pass(error):
                     raise self.unavailable(error, maybe_done=maybe_done) from error
@@ -139,14 +140,6 @@ class LoopClient:
             self._drop_idle()
             await asyncio.sleep(pause)
         raise AssertionError("the last try returns or raises")
-
-    async def _answers(self, wire: Wire, packed: bytes, number: int) -> list[Any]:
-        try:
-            async with asyncio.timeout(self._settings.timeout_s + len(packed) / _SLOWEST_LINE):
-                return await wire.exchange(packed, number)
-        except TimeoutError:
-            wire.abort()
-            raise RedisTimeoutError("no answer") from None
 
     def unavailable(self, error: Exception, *, maybe_done: bool = True) -> StoreUnavailableError:
         """What an error of a reply, or of a connection, means."""

@@ -16,6 +16,7 @@ import hiredis
 from msgspec import Struct, field
 from redis.asyncio.connection import AbstractConnection
 from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import TimeoutError as RedisTimeoutError
 
 
 class _Exchange(Struct):
@@ -23,6 +24,7 @@ class _Exchange(Struct):
 
     number: int
     answered: asyncio.Future[list[Any]]
+    deadline: asyncio.TimerHandle
     replies: list[Any] = field(default_factory=list)
 
 
@@ -48,13 +50,17 @@ class Wire(asyncio.Protocol):
         connection: AbstractConnection = self._connection
         return connection
 
-    def exchange(self, packed: bytes, number: int) -> asyncio.Future[list[Any]]:
-        """Send so many commands; the future is of their replies, errors among them as they are."""
+    def exchange(self, packed: bytes, number: int, timeout_s: float) -> asyncio.Future[list[Any]]:
+        """Send so many commands; the future is of their replies, errors among them as they are.
+
+        When they have not come in time, the connection is of no use to anybody any more.
+        """
         answered: asyncio.Future[list[Any]] = self._loop.create_future()
         if self.is_closed or self._leaving:
             answered.set_exception(RedisConnectionError("the connection is closed"))
             return answered
-        self._pending.append(_Exchange(number, answered))
+        deadline = self._loop.call_later(timeout_s, self._give_up, answered)
+        self._pending.append(_Exchange(number, answered, deadline))
         if len(self._pending) == 1:
             self._transport.write(packed)
         else:
@@ -72,6 +78,11 @@ class Wire(asyncio.Protocol):
     def abort(self) -> None:
         """Close at once."""
         self._transport.abort()
+
+    def _give_up(self, answered: asyncio.Future[list[Any]]) -> None:
+        if not answered.done():
+            answered.set_exception(RedisTimeoutError("no answer"))
+        self.abort()
 
     def _send(self) -> None:
         packed, self._unsent = b"".join(self._unsent), []
@@ -93,6 +104,7 @@ class Wire(asyncio.Protocol):
         """Tell all who wait."""
         self.is_closed = True
         for exchange in self._pending:
+            exchange.deadline.cancel()
             if not exchange.answered.done():
                 exchange.answered.set_exception(RedisConnectionError("the connection was lost"))
         self._pending.clear()
@@ -109,6 +121,7 @@ class Wire(asyncio.Protocol):
         if len(exchange.replies) < exchange.number:
             return
         self._pending.popleft()
+        exchange.deadline.cancel()
         if not exchange.answered.done():  # cancelled: nobody waits for it any more
             exchange.answered.set_result(exchange.replies)
         if self._leaving and not self._pending:
