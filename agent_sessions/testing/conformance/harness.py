@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import AsyncIterator, Iterable, Sequence
 from typing import Any
 
@@ -29,6 +30,7 @@ from agent_sessions.stores.base import (
 from agent_sessions.testing.clock import FakeClock
 
 LEASE_MS = 30_000
+PATIENCE_S = 30.0
 LOG = Part("openai", "items")
 CHECKPOINTS = Part("langgraph", "checkpoints")
 
@@ -100,11 +102,13 @@ async def take(store: Store, key: Key, owner: str, *, ms: int = LEASE_MS, queue:
 
 
 async def start_turn(store: Store, key: Key, owner: str, *, wanted: Wanted = Wanted()) -> Opened:  # noqa: B008 - frozen
-    """Take the lease, however long it takes."""
+    """Take the lease, and wait for it as long as it takes others to do their work."""
+    end = time.monotonic() + PATIENCE_S
     while True:
         opened = await store.open(key, wanted=wanted, lease=lease(owner, queue=True))
         if opened.granted:
             return opened
+        assert time.monotonic() < end, "the lease was never free"
         await store.wait(key, owner, 1.0)
 
 
