@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import copy
 import logging
+import math
 import os
 import threading
 import time
@@ -304,10 +305,11 @@ class SessionManager:
         try:
             opened = await self._take(key, owner, wanted, held, wait_s, observation)
             image = held.learned(opened, wanted)
-            self._cache.put(key, image)
             if image.row is None and not create:
                 raise SessionNotFoundError(f"there is no session {key.id!r}")
             _check_user(key, image.row.belongs_to if image.row else None, user_id)
+            if image.row is not None and (image.row.gone_at or math.inf) < opened.now + self.lease_ms:
+                await self.store.renew(key, owner, self.lease_ms)  # it must not go while the turn runs
         except BaseException:
             await self._release(key, owner)
             raise

@@ -97,11 +97,9 @@ class _Instruments:
 
 
 def _is_configured() -> bool:
-    if "opentelemetry" not in sys.modules:
-        return False
-    from opentelemetry import metrics, trace
-
-    return not (_is_proxy(trace.get_tracer_provider()) and _is_proxy(metrics.get_meter_provider()))
+    trace, metrics = sys.modules.get("opentelemetry.trace"), sys.modules.get("opentelemetry.metrics")
+    has_tracer = trace is not None and not _is_proxy(trace.get_tracer_provider())
+    return has_tracer or (metrics is not None and not _is_proxy(metrics.get_meter_provider()))
 
 
 def _is_proxy(provider: object) -> bool:

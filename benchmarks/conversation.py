@@ -18,7 +18,7 @@ from agent_sessions import SessionManager
 from agent_sessions.stores.redis import RedisStore
 from agent_sessions_openai import OpenAISession
 
-from .measure import Row, Server, promise, run_turns, table
+from .measure import Rival, Row, Server, promise, race, table
 
 MARKS = [10, 100, 500, 1000]
 LOG = ("openai", "items")
@@ -69,25 +69,23 @@ async def compare(url: str) -> None:
     bare_client = redis.asyncio.Redis.from_url(url)
     peer = RedisSession.from_url("peer", url=url, ttl=604_800)
     manager = SessionManager(store)
-    rows = {
-        "bare": await run_turns("bare redis-py, LRANGE + MULTI RPUSH", bare_turn(bare_client), MARKS, server),
-        "peer": await run_turns("openai-agents RedisSession", session_turn(peer), MARKS, server),
-        "ours": await run_turns("agent-sessions, a turn", our_turn(lambda: manager, "warm"), MARKS, server),
-        "drop-in": await run_turns(
-            "agent-sessions, OpenAISession alone",
-            session_turn(OpenAISession("drop-in", manager=SessionManager(store))),
-            MARKS,
-            server,
-        ),
-        "cold": await run_turns(
-            "agent-sessions, cold: no cache at all", our_turn(lambda: SessionManager(store), "cold"), MARKS, server
-        ),
-    }
     with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "peer.db"
-        rows["sqlite"] = await run_turns(
-            "openai-agents SQLiteSession, for scale", session_turn(SQLiteSession("peer", path)), MARKS, None
-        )
+        rivals = {
+            "bare": Rival("bare redis-py, LRANGE + MULTI RPUSH", bare_turn(bare_client)),
+            "peer": Rival("openai-agents RedisSession", session_turn(peer)),
+            "ours": Rival("agent-sessions, a turn", our_turn(lambda: manager, "warm")),
+            "drop-in": Rival(
+                "agent-sessions, OpenAISession alone",
+                session_turn(OpenAISession("drop-in", manager=SessionManager(store))),
+            ),
+            "cold": Rival("agent-sessions, cold: no cache", our_turn(lambda: SessionManager(store), "cold")),
+            "sqlite": Rival(
+                "openai-agents SQLiteSession, for scale",
+                session_turn(SQLiteSession("peer", Path(folder) / "peer.db")),
+                on_server=False,
+            ),
+        }
+        rows = dict(zip(rivals, await race(list(rivals.values()), MARKS, server), strict=True))
     table("A conversation turn on Redis, ms", list(rows.values()), MARKS)
     _promises(rows)
     await _many_at_once(url, store)

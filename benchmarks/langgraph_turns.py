@@ -18,7 +18,7 @@ from agent_sessions import Runner, SessionManager
 from agent_sessions.stores.redis import RedisStore
 from agent_sessions_langgraph import SessionSaver
 
-from .measure import Server, run_turns, table
+from .measure import Rival, Server, race, table
 
 MARKS = [10, 50, 200]
 
@@ -56,17 +56,17 @@ async def compare(url: str) -> None:
     server, store = Server(url), RedisStore.from_url(url)
     client = redis.asyncio.Redis.from_url(url)
     manager = SessionManager(store)
-    rows = [
-        await run_turns("no checkpointer", graph_turn(None), MARKS, None),
-        await run_turns("InMemorySaver", graph_turn(InMemorySaver()), MARKS, None),
-    ]
     with tempfile.TemporaryDirectory() as folder:
-        async with AsyncSqliteSaver.from_conn_string(str(Path(folder) / "peer.db")) as peer:
-            rows.append(await run_turns("langgraph-checkpoint-sqlite", graph_turn(peer), MARKS, None))
-    plain = graph_turn(AsyncRedisSaver(client))
-    rows.append(await run_turns("langgraph-checkpoint-plainredis", plain, MARKS, server))
-    rows.append(await run_turns("agent-sessions, Runner", runner_turn(Runner(manager)), MARKS, server))
-    rows.append(await run_turns("agent-sessions, SessionSaver alone", graph_turn(SessionSaver(manager)), MARKS, server))
+        async with AsyncSqliteSaver.from_conn_string(str(Path(folder) / "peer.db")) as sqlite:
+            rivals = [
+                Rival("no checkpointer", graph_turn(None), on_server=False),
+                Rival("InMemorySaver", graph_turn(InMemorySaver()), on_server=False),
+                Rival("langgraph-checkpoint-sqlite", graph_turn(sqlite), on_server=False),
+                Rival("langgraph-checkpoint-plainredis", graph_turn(AsyncRedisSaver(client))),
+                Rival("agent-sessions, Runner", runner_turn(Runner(manager))),
+                Rival("agent-sessions, SessionSaver alone", graph_turn(SessionSaver(manager))),
+            ]
+            rows = await race(rivals, MARKS, server)
     table("A LangGraph turn (Redis, where not said otherwise), ms", rows, MARKS)
     await client.aclose()
     await store.aclose()

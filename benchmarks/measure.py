@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 import redis
 
-WINDOW = 15
+WINDOW = 21
 
 
 @dataclass
@@ -47,21 +47,37 @@ def _is_sent(name: str) -> bool:
     return name.removeprefix("cmdstat_") in {"evalsha", "eval", "multi", "exec", "lrange", "get", "set", "info", "ping"}
 
 
-async def run_turns(
-    name: str, turn: Callable[[int], Awaitable[object]], marks: list[int], server: Server | None
-) -> Row:
-    """Run turns up to the last mark; at each mark the median time of the turns before it, and the traffic of one."""
-    row, times = Row(name), []
-    for number in range(1, marks[-1] + 1):
-        begun = time.perf_counter()
-        if server is not None and number in marks:
-            row.commands[number], row.sent[number], row.received[number] = await server.during(lambda n=number: turn(n))
-        else:
-            await turn(number)
-            times.append((time.perf_counter() - begun) * 1000)
-        if number in marks:
-            row.ms[number] = statistics.median(times[-WINDOW:])
-    return row
+@dataclass
+class Rival:
+    """Who takes part in a race: a name, a turn to run, and whether it talks to the server."""
+
+    name: str
+    turn: Callable[[int], Awaitable[object]]
+    on_server: bool = True
+
+
+async def race(rivals: list[Rival], marks: list[int], server: Server) -> list[Row]:
+    """Run everybody's turn 1, then everybody's turn 2, and so on: whatever disturbs the machine disturbs all alike.
+
+    At each mark: the median time of the turns around it, and the traffic of one turn.
+    """
+    rows = [Row(rival.name) for rival in rivals]
+    times: list[list[float]] = [[] for _ in rivals]
+    for number in range(1, marks[-1] + WINDOW // 2 + 1):
+        for rival, row, taken in zip(rivals, rows, times, strict=True):
+            if rival.on_server and number - 1 in marks:
+                traffic = await server.during(lambda rival=rival, number=number: rival.turn(number))
+                row.commands[number - 1], row.sent[number - 1], row.received[number - 1] = traffic
+                taken.append(taken[-1])
+                continue
+            begun = time.perf_counter()
+            await rival.turn(number)
+            taken.append((time.perf_counter() - begun) * 1000)
+    for row, taken in zip(rows, times, strict=True):
+        for mark in marks:
+            around = taken[max(0, mark - 1 - WINDOW // 2) : mark + WINDOW // 2]
+            row.ms[mark] = statistics.median(around)
+    return rows
 
 
 def table(title: str, rows: list[Row], marks: list[int]) -> None:

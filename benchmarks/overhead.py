@@ -8,7 +8,7 @@ import sys
 import time
 
 import agents
-from agents.testing import ScriptedModel
+from agents.testing import ScriptedModel, assistant_message
 
 from agent_sessions import MemoryStore, Runner, SessionManager
 
@@ -18,7 +18,7 @@ ROUNDS = 300
 
 
 def _agent() -> agents.Agent:
-    return agents.Agent("assistant", model=ScriptedModel(["hello there"] * 2 * (ROUNDS + 50)))
+    return agents.Agent("assistant", model=ScriptedModel([[assistant_message("hello there")] for _ in range(ROUNDS)]))
 
 
 async def of_the_runner() -> None:

@@ -330,7 +330,7 @@ class Turn:
             owner=self.owner or "",
             expected=None if self._blind else image.version,
             hold_ms=None if release else self._lease_ms,
-            ttl_ms=self._ttl_ms,
+            ttl_ms=self._ttl_ms if release or self._ttl_ms is None else max(self._ttl_ms, self._lease_ms),
             belongs_to=self.belongs_to,
             values=values,
             logs={part: draft.change() for part, draft in logs.items()},
