@@ -35,9 +35,9 @@ from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, EnvSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
 
 from .errors import InvalidError
-from .stores import ENTRY_POINTS
 
 PREFIX = "AK_SESSION__"
+STORE_ENTRY_POINTS = "agent_sessions.stores"
 CONFIG_PATH_VARIABLE = "AK_CONFIG_PATH_OVERRIDE"
 
 _A_CENTURY_S = 3_155_760_000
@@ -47,7 +47,7 @@ _HAS_SESSION_SECTION = re.compile(r"""^["']?session["']?\s*:""", re.MULTILINE)
 
 def store_names() -> list[str]:
     """The store names that `AK_SESSION__TYPE` takes: those installed under the entry point group of stores."""
-    return sorted({entry_point.name for entry_point in entry_points(group=ENTRY_POINTS)})
+    return sorted({entry_point.name for entry_point in entry_points(group=STORE_ENTRY_POINTS)})
 
 
 def _known_store(name: str) -> str:

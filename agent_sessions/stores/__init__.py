@@ -4,15 +4,11 @@ from __future__ import annotations
 
 from importlib import import_module
 from importlib.metadata import entry_points
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ..errors import InvalidError
+from ..settings import STORE_ENTRY_POINTS, Settings
 from .base import Store
-
-if TYPE_CHECKING:
-    from ..settings import Settings
-
-ENTRY_POINTS = "agent_sessions.stores"
 
 
 def open_store(settings: Settings) -> Store:
@@ -38,7 +34,7 @@ def open_store(settings: Settings) -> Store:
 
 
 def _store_class(name: str) -> Any:
-    for entry_point in entry_points(group=ENTRY_POINTS, name=name):
+    for entry_point in entry_points(group=STORE_ENTRY_POINTS, name=name):
         return entry_point.load()
     module, _, attribute = name.partition(":") if ":" in name else name.rpartition(".")
     return getattr(import_module(module), attribute)

@@ -22,8 +22,6 @@ from agent_sessions.errors import (
     SessionError,
     SessionNotFoundError,
 )
-from agent_sessions.stores._structures import CommitRing, Entries, LogItems, Places
-from agent_sessions.stores._turn_queue import TurnQueue, Waker, resolve
 from agent_sessions.stores.base import (
     ABSENT,
     COMMITS_REMEMBERED,
@@ -47,6 +45,8 @@ from agent_sessions.stores.base import (
     Version,
     Wanted,
 )
+from agent_sessions.stores.memory.structures import CommitRing, Entries, LogItems, Places
+from agent_sessions.stores.memory.turn_queue import TurnQueue, Waker, resolve
 
 DELETES_REMEMBERED_MS = 60_000
 """How long a repeated delete is answered as before."""
