@@ -18,7 +18,7 @@ from ..stores.base import (
     Version,
     Wanted,
 )
-from .logs import LogWindow
+from .logs import EMPTY_WINDOW, LogWindow
 
 MOST_ENTRIES = 512
 """How many collection entries an image keeps at most, the newest."""
@@ -65,6 +65,19 @@ class Image(Struct, frozen=True):
         entries = sum(len(data or b"") + 128 for keyed in self.entries.values() for data in keyed.values())
         fields = sum(len(data) + 128 for data in self.fields.values())
         return 1024 + values + entries + fields + sum(window.buffer.size for window in self.logs.values())
+
+    def count(self, part: Part) -> int:
+        """How many items a log has."""
+        head = self.log_heads.get(part)
+        return 0 if head is None else head.count
+
+    def window(self, part: Part) -> LogWindow:
+        """What is held of a log's items; none of a log that nobody asked for."""
+        window = self.logs.get(part)
+        if window is not None:
+            return window
+        head = self.log_heads.get(part)
+        return EMPTY_WINDOW if head is None else LogWindow.of(head, [])
 
     def wanted(
         self,

@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 import secrets
 import threading
-from collections import deque
-from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
-from concurrent.futures import Future
-from contextlib import asynccontextmanager
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal
 from weakref import WeakSet
 
@@ -25,11 +21,12 @@ from ..errors import (
     StateLostError,
     TurnClosedError,
 )
-from ..stores.base import Commit, Committed, EntryRange, Key, LogHead, Opened, Part, Row, Store
-from .collections import CollectionDraft
+from ..stores.base import Commit, EntryRange, Key, Opened, Part, Store
 from .commits import Traffic, check_size, store_commit
-from .image import Image, bounded
-from .logs import EMPTY_WINDOW, LogDraft, LogWindow, encode_items
+from .drafts import Drafts, confirmed
+from .gate import Gate
+from .image import Image
+from .logs import LogDraft, LogWindow, encode_items
 from .values import Values
 
 CommitMode = Literal["turn", "step"]
@@ -76,11 +73,8 @@ class Turn:
         self._lease_ms = lease_ms
         self._ttl_ms = ttl_ms
         self._blind = blind
-        self._io_runs = False
-        self._io_queue: deque[Future[None]] = deque()
-        self._logs: dict[Part, LogDraft] = {}
-        self._collections: dict[Part, CollectionDraft] = {}
-        self._fields: dict[str, bytes | None] = {}
+        self._io = Gate()
+        self._drafts = Drafts()
         self._fields_on_their_way: dict[str, bytes | None] = {}
         self._failure: SessionError | None = None
         self._closed: str | None = None
@@ -112,7 +106,7 @@ class Turn:
     def field(self, name: str) -> Any:
         """A field of the record, or None."""
         with self._lock:
-            data = self._fields[name] if name in self._fields else self._stored_field(name)
+            data = self._drafts.fields[name] if name in self._drafts.fields else self._stored_field(name)
         return None if data is None else codec.decode(data)
 
     def set_field(self, name: str, value: Any) -> None:
@@ -120,24 +114,24 @@ class Turn:
         with self._lock:
             self._check_writable()
             data = None if value is None else codec.encode(value)
-            self._fields.pop(name, None)
+            self._drafts.fields.pop(name, None)
             if data != self._stored_field(name):
-                self._fields[name] = data
+                self._drafts.fields[name] = data
 
     def log_counts(self) -> dict[Part, int]:
         """Every log that has items, with their number."""
         with self._lock:
             self._check_open()
             counts = {part: head.count for part, head in self._image.log_heads.items()}
-            for part, draft in self._logs.items():
-                counts[part] = draft.remaining(self._stored_count(part)) + len(draft.appended)
+            for part, draft in self._drafts.logs.items():
+                counts[part] = draft.remaining(self._image.count(part)) + len(draft.appended)
             return {part: count for part, count in counts.items() if count}
 
     def filled_collections(self) -> set[Part]:
         """Every collection that has entries, or, where entries were deleted in this turn, may have."""
         with self._lock:
             self._check_open()
-            drafted = {part for part, draft in self._collections.items() if any(draft.entries.values())}
+            drafted = {part for part, draft in self._drafts.collections.items() if any(draft.entries.values())}
             return {*self._image.collections, *drafted}
 
     def namespaces(self) -> list[str]:
@@ -152,8 +146,8 @@ class Turn:
         """How many items a log has."""
         with self._lock:
             self._check_open()
-            draft = self._logs.get(part)
-            stored = self._stored_count(part)
+            draft = self._drafts.logs.get(part)
+            stored = self._image.count(part)
             return stored if draft is None else draft.remaining(stored) + len(draft.appended)
 
     async def read_items(self, part: Part, limit: int | None) -> list[Any]:
@@ -163,7 +157,7 @@ class Turn:
         while True:  # until nobody has changed the log while it was being loaded
             with self._lock:
                 self._check_open()
-                draft, window = self._log_draft(part), self._window(part)
+                draft, window = self._log_draft(part), self._image.window(part)
                 needed = None if limit is None else limit - len(draft.appended) + draft.popped
                 if self._holds(part, needed):
                     own = [codec.decode(data) for data in draft.appended]
@@ -178,7 +172,7 @@ class Turn:
         encoded = encode_items(part, items)
         with self._lock:
             self._check_writable()
-            self._draft(part).append(encoded)
+            self._drafts.log(part).append(encoded)
         await self._step()
 
     async def pop_item(self, part: Part) -> Any:
@@ -187,7 +181,7 @@ class Turn:
             with self._lock:
                 self._check_writable()
                 draft = self._log_draft(part)
-                if not draft.appended and draft.remaining(self._stored_count(part)) <= 0:
+                if not draft.appended and draft.remaining(self._image.count(part)) <= 0:
                     return None
                 needed = draft.popped + 1
                 if draft.appended or self._holds(part, needed):
@@ -201,7 +195,7 @@ class Turn:
         """Take all items off."""
         with self._lock:
             self._check_writable()
-            self._draft(part).clear()
+            self._drafts.log(part).clear()
         await self._step()
 
     # ------------------------------------------------------------------------------------------------ collections
@@ -213,7 +207,7 @@ class Turn:
             found = {key: self._entry(part, key, {}) for key in keys if self._knows_entry(part, key)}
         missing = [(part, key) for key in keys if key not in found]
         if missing:
-            async with self._io():
+            async with self._io:
                 opened = await self._fetch(entries=missing)
             found |= {key: data for (_, key), data in zip(missing, opened.entries, strict=True)}
         with self._lock:
@@ -235,7 +229,7 @@ class Turn:
         """Delete every entry whose key starts so."""
         with self._lock:
             self._check_writable()
-            self._collections.setdefault(part, CollectionDraft()).delete_prefix(prefix)
+            self._drafts.collection(part).delete_prefix(prefix)
         await self._step()
 
     async def range_entries(self, asked: EntryRange) -> list[tuple[str, Any]]:
@@ -243,12 +237,12 @@ class Turn:
         part = asked.part
         with self._lock:
             self._check_open()
-            draft = self._collections.get(part)
+            draft = self._drafts.collections.get(part)
             draft = None if draft is None else draft.copy()
             stored_any = part in self._image.collections
         found: list[tuple[str, bytes]] = []
         if stored_any:
-            async with self._io():
+            async with self._io:
                 opened = await self._fetch(ranges=[asked if draft is None else draft.to_ask(asked)])
             found = opened.ranges[0]
         if draft is not None:
@@ -258,7 +252,7 @@ class Turn:
     async def _draft_entries(self, part: Part, entries: dict[str, bytes | None]) -> None:
         with self._lock:
             self._check_writable()
-            self._collections.setdefault(part, CollectionDraft()).put(entries)
+            self._drafts.collection(part).put(entries)
         await self._step()
 
     # ------------------------------------------------------------------------------------------------ the end
@@ -276,7 +270,7 @@ class Turn:
             CommitTooLargeError: More than 32 MiB.
             CommitUnknownError: The store did not answer for as long as the lease lasts.
         """
-        async with self._io():
+        async with self._io:
             with self._lock:
                 self._check_failure()
                 if not release and self.is_stored:
@@ -296,7 +290,7 @@ class Turn:
     async def discard(self) -> None:
         """Close the turn without a commit; return when nothing of it is on its way to the store any more."""
         self.close(self._over)
-        async with self._io():
+        async with self._io:
             return
 
     async def _store(self, commit: Commit, folded: Image) -> None:
@@ -306,7 +300,7 @@ class Turn:
             self._failure = error if self._blind else _lost_lease_is_conflict(error, self.key)
             raise self._failure from error
         with self._lock:
-            self._image = _confirmed(folded, commit, committed)
+            self._image = confirmed(folded, commit, committed)
             self._fields_on_their_way = {}
             self.is_certain = self.is_certain and committed.previous == folded.version and not committed.repeated
             self.is_stored = commit.hold_ms is None
@@ -317,13 +311,10 @@ class Turn:
 
     def _fold(self, release: bool) -> tuple[Commit | None, Image]:
         """Take the drafts: the commit that stores them, and the image as it will be."""
-        image = self._image
-        values = self.values.take()
-        logs, collections, fields = self._logs, self._collections, self._fields
-        self._logs, self._collections, self._fields = {}, {}, {}
-        self._fields_on_their_way = fields
-        changed = bool(values or logs or collections or fields)
-        if not changed and not release:
+        image, values = self._image, self.values.take()
+        drafts, self._drafts = self._drafts, Drafts()
+        self._fields_on_their_way = drafts.fields
+        if not release and not values and not drafts:
             return None, image
         commit = Commit(
             id=secrets.token_bytes(8),
@@ -333,36 +324,16 @@ class Turn:
             ttl_ms=self._ttl_ms if release or self._ttl_ms is None else max(self._ttl_ms, self._lease_ms),
             belongs_to=self.belongs_to,
             values=values,
-            logs={part: draft.change() for part, draft in logs.items()},
-            collections={part: draft.change() for part, draft in collections.items()},
-            fields=fields,
             parts=image.parts,
         )
+        drafts.write_to(commit)
         self.traffic.bytes_written += check_size(commit, self.key)
-        windows, heads = dict(image.logs), dict(image.log_heads)
-        for part, draft in logs.items():
-            head = LogHead(draft.remaining(self._stored_count(part)) + len(draft.appended), -1)
-            windows[part] = draft.applied(self._window(part), head)
-            heads[part] = head
-        entries = {part: dict(keyed) for part, keyed in image.entries.items()}
-        revisions = dict(image.collections)
-        for part, collection in collections.items():
-            revisions[part] = image.version.revision + 1
-            collection.apply(entries.setdefault(part, {}))
-        return commit, Image(
-            version=image.version,
-            row=image.row,
-            values=self.values.stored,
-            log_heads=heads,
-            collections=revisions,
-            logs=windows,
-            entries=bounded(entries),
-        )
+        return commit, drafts.folded_into(image, self.values.stored)
 
     # ------------------------------------------------------------------------------------------------ reading along
 
     async def _load_log(self, part: Part, limit: int | None) -> None:
-        async with self._io():
+        async with self._io:
             if self._holds(part, limit):  # somebody else has loaded it meanwhile
                 return
             await self._fetch(logs={part: limit})
@@ -399,30 +370,6 @@ class Turn:
             )
         return opened
 
-    @asynccontextmanager
-    async def _io(self) -> AsyncIterator[None]:
-        """One store operation of a turn at a time, whichever loops and threads they come from."""
-        with self._lock:
-            place: Future[None] | None = Future() if self._io_runs else None
-            self._io_runs = True
-            if place is not None:
-                self._io_queue.append(place)
-        try:
-            if place is not None:
-                await asyncio.shield(asyncio.wrap_future(place))
-            yield
-        finally:
-            self._leave_io(place)
-
-    def _leave_io(self, place: Future[None] | None) -> None:
-        with self._lock:
-            if place is not None and place in self._io_queue:  # cancelled while it stood there
-                self._io_queue.remove(place)
-            elif self._io_queue:
-                self._io_queue.popleft().set_result(None)
-            else:
-                self._io_runs = False
-
     # ------------------------------------------------------------------------------------------------ small parts
 
     def _check_open(self) -> None:
@@ -445,39 +392,25 @@ class Turn:
             return self._fields_on_their_way[name]
         return self._image.fields.get(name)
 
-    def _stored_count(self, part: Part) -> int:
-        head = self._image.log_heads.get(part)
-        return 0 if head is None else head.count
-
-    def _window(self, part: Part) -> LogWindow:
-        window = self._image.logs.get(part)
-        if window is not None:
-            return window
-        head = self._image.log_heads.get(part)
-        return EMPTY_WINDOW if head is None else LogWindow.of(head, [])
-
     def _log_draft(self, part: Part) -> LogDraft:
-        return self._logs.get(part) or LogDraft()
+        return self._drafts.logs.get(part) or LogDraft()
 
     def _holds(self, part: Part, limit: int | None) -> bool:
         """Whether the last `limit` stored items of a log (None: all) are here, or are not part of it any more."""
-        if self._log_draft(part).cleared or self._stored_count(part) == 0:
+        if self._log_draft(part).cleared or self._image.count(part) == 0:
             return True
-        return (limit is not None and limit <= 0) or self._window(part).covers(limit)
+        return (limit is not None and limit <= 0) or self._image.window(part).covers(limit)
 
     def _pop(self, part: Part) -> Any:
-        draft = self._draft(part)
+        draft = self._drafts.log(part)
         if draft.appended:
             item = codec.decode(draft.appended[-1])
             draft.appended = draft.appended[:-1]
             return item
-        window = self._window(part)
+        window = self._image.window(part)
         item = window.buffer.item(window.held - draft.popped - 1)
         draft.popped += 1
         return item
-
-    def _draft(self, part: Part) -> LogDraft:
-        return self._logs.setdefault(part, LogDraft())
 
     def _items_of(self, window: LogWindow, start: int, stop: int) -> list[Any]:
         if self.owner is None:
@@ -485,13 +418,13 @@ class Turn:
         return window.buffer.hand_out(start, stop)
 
     def _knows_entry(self, part: Part, key: str) -> bool:
-        draft = self._collections.get(part)
+        draft = self._drafts.collections.get(part)
         if draft is not None and draft.decides(key):
             return True
         return part not in self._image.collections or key in self._image.entries.get(part, {})
 
     def _entry(self, part: Part, key: str, found: Mapping[str, bytes | None]) -> bytes | None:
-        draft = self._collections.get(part)
+        draft = self._drafts.collections.get(part)
         if draft is not None and draft.decides(key):
             return draft.entries.get(key)
         held = self._image.entries.get(part, {})
@@ -503,25 +436,6 @@ def _lost_lease_is_conflict(error: SessionError, key: Key) -> SessionError:
         return error
     return SessionConflictError(
         f"the lease of session {key.id!r} was lost to another turn; nothing of this one was stored. Repeat it."
-    )
-
-
-def _confirmed(folded: Image, commit: Commit, committed: Committed) -> Image:
-    """The folded image with what the store said of it."""
-    row = committed.row or folded.row or Row(0, 0, None, commit.belongs_to, commit.id, None)
-    fields = {name: data for name, data in {**folded.fields, **commit.fields}.items() if data is not None}
-    heads, windows = dict(folded.log_heads), dict(folded.logs)
-    for part, head in committed.log_heads.items():
-        heads[part] = head
-        windows[part] = structs.replace(windows[part], head=head)
-    collections = {**folded.collections, **dict.fromkeys(commit.collections, committed.version.revision)}
-    return structs.replace(
-        folded,
-        version=committed.version,
-        row=structs.replace(row, fields=fields),
-        log_heads=heads,
-        logs=windows,
-        collections=collections,
     )
 
 

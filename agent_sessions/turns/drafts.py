@@ -1,0 +1,72 @@
+"""What a turn has drafted beside its values, and what becomes of the image when it is stored."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from msgspec import Struct, field, structs
+
+from ..stores.base import Commit, Committed, LogHead, Part, Row
+from .collections import CollectionDraft
+from .image import Image, bounded
+from .logs import LogDraft
+
+
+class Drafts(Struct):
+    """Logs, collections and record fields that are to change."""
+
+    logs: dict[Part, LogDraft] = field(default_factory=dict)
+    collections: dict[Part, CollectionDraft] = field(default_factory=dict)
+    fields: dict[str, bytes | None] = field(default_factory=dict)
+
+    def __bool__(self) -> bool:
+        return bool(self.logs or self.collections or self.fields)
+
+    def log(self, part: Part) -> LogDraft:
+        """The draft of a log, to change."""
+        return self.logs.setdefault(part, LogDraft())
+
+    def collection(self, part: Part) -> CollectionDraft:
+        """The draft of a collection, to change."""
+        return self.collections.setdefault(part, CollectionDraft())
+
+    def write_to(self, commit: Commit) -> None:
+        """Put all of it into a commit."""
+        commit.logs = {part: draft.change() for part, draft in self.logs.items()}
+        commit.collections = {part: draft.change() for part, draft in self.collections.items()}
+        commit.fields = self.fields
+
+    def folded_into(self, image: Image, values: Mapping[str, Mapping[str, bytes]]) -> Image:
+        """The image as it will be: only its version and the logs' last numbers are still to come."""
+        windows, heads = dict(image.logs), dict(image.log_heads)
+        for part, draft in self.logs.items():
+            head = LogHead(draft.remaining(image.count(part)) + len(draft.appended), -1)
+            windows[part] = draft.applied(image.window(part), head)
+            heads[part] = head
+        entries = {part: dict(keyed) for part, keyed in image.entries.items()}
+        revisions = dict(image.collections)
+        for part, collection in self.collections.items():
+            revisions[part] = image.version.revision + 1
+            collection.apply(entries.setdefault(part, {}))
+        return structs.replace(
+            image, values=values, log_heads=heads, collections=revisions, logs=windows, entries=bounded(entries)
+        )
+
+
+def confirmed(folded: Image, commit: Commit, committed: Committed) -> Image:
+    """The folded image with what the store said of it."""
+    row = committed.row or folded.row or Row(0, 0, None, commit.belongs_to, commit.id, None)
+    fields = {name: data for name, data in {**folded.fields, **commit.fields}.items() if data is not None}
+    heads, windows = dict(folded.log_heads), dict(folded.logs)
+    for part, head in committed.log_heads.items():
+        heads[part] = head
+        windows[part] = structs.replace(windows[part], head=head)
+    collections = {**folded.collections, **dict.fromkeys(commit.collections, committed.version.revision)}
+    return structs.replace(
+        folded,
+        version=committed.version,
+        row=structs.replace(row, fields=fields),
+        log_heads=heads,
+        logs=windows,
+        collections=collections,
+    )
