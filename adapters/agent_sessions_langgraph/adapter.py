@@ -139,7 +139,7 @@ async def _ran(call: Call, given: Any) -> Outcome:
 async def _parts(call: Call, given: Any, modes: list[str]) -> AsyncIterator[_Part]:
     options = {name: value for name, value in call.options.items() if name != "config"}
     # The turn stores all or nothing, so that checkpoints on the way to its end would only cost.
-    options.setdefault("durability", "exit" if call.session._open_turn().mode == "turn" else "sync")
+    options.setdefault("durability", "exit" if call.commit == "turn" else "sync")
     if call.context is not None:
         options["context"] = call.context
     has_namespaces = bool(options.get("subgraphs"))

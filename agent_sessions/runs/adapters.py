@@ -14,6 +14,7 @@ from msgspec import Struct, field
 
 from ..errors import InvalidError
 from ..session import Session
+from ..turns.turn import CommitMode
 
 ENTRY_POINTS = "agent_sessions.adapters"
 
@@ -32,6 +33,8 @@ class Call(Struct, kw_only=True):
     is_child: bool = False
     """Whether this is a run inside another one: its thread belongs to this run alone, and nobody goes on with it."""
     activation_id: str
+    commit: CommitMode = "turn"
+    """Whether all is stored at the end, or each write by itself."""
     context: Any = None
     """What the caller gives the framework for its tools."""
     options: dict[str, Any] = field(default_factory=dict)

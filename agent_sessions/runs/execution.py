@@ -180,6 +180,7 @@ async def executing(manager: SessionManager, hooks: Sequence[Hook], request: Req
                 thread=thread,
                 is_child=is_child,
                 activation_id=activation.activation_id,
+                commit=session._open_turn().mode,
                 context=request.context,
                 options=request.options,
             )
