@@ -6,12 +6,12 @@ import asyncio
 import copy
 from typing import Any
 
-from hypothesis import HealthCheck, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from agent_sessions import MemoryStore, Session, SessionManager
 from agent_sessions.errors import CommitUnknownError, SessionConflictError, SessionNotFoundError
+from agent_sessions.session import enter_session, leave_session
 from tests.support import Before, LosingReplies, before
 
 NAMES = st.sampled_from(["a", "b"])
@@ -19,7 +19,24 @@ KEYS = st.sampled_from(["x", "x/1", "x/2", "y", "z"])
 PREFIXES = st.sampled_from(["", "x", "x/", "y", "zz"])
 VALUES = st.one_of(st.integers(0, 9), st.lists(st.integers(0, 9), max_size=3), st.dictionaries(KEYS, st.none()))
 LIMITS = st.one_of(st.none(), st.integers(0, 12))
+METADATA = st.dictionaries(NAMES, st.one_of(st.none(), st.integers(0, 2)))
 ITEMS = st.lists(VALUES, max_size=6)
+
+
+IN_A_TURN = {
+    "change_value",
+    "join",
+    "append",
+    "pop",
+    "clear",
+    "read",
+    "put",
+    "delete_prefix",
+    "look_up",
+    "overtake",
+    "close",
+}
+"""What is left out once the turn is over, because a step of it was refused."""
 
 
 class Model:
@@ -32,13 +49,12 @@ class Model:
         self.metadata: dict[str, Any] = {}
 
 
-class Turns(RuleBasedStateMachine):
+class Turns:
     """At most one turn is open. What is in it is compared with a draft of the model, what is stored with the model."""
 
     def __init__(self) -> None:
-        super().__init__()
         self.loop = asyncio.new_event_loop()
-        store = MemoryStore()
+        self.store = store = MemoryStore()
         self.managers = [SessionManager(LosingReplies(store, 0).store), SessionManager(Before(store).store)]
         self.stored, self.draft = Model(), Model()
         self.session: Session | None = None
@@ -52,7 +68,6 @@ class Turns(RuleBasedStateMachine):
     def run_(self, work: Any) -> Any:
         return self.loop.run_until_complete(work)
 
-    @initialize(items=st.lists(VALUES, min_size=0, max_size=30))
     def begin_with(self, items: list[Any]) -> None:
         async def fill() -> None:
             async with self.managers[1].open("s") as session:
@@ -63,24 +78,15 @@ class Turns(RuleBasedStateMachine):
 
     # ------------------------------------------------------------------------------------------------------- turns
 
-    @precondition(lambda self: self.session is None)
-    @rule(
-        which=st.integers(0, 1),
-        step=st.booleans(),
-        logs=st.dictionaries(NAMES, LIMITS),
-        metadata=st.dictionaries(NAMES, st.one_of(st.none(), st.integers(0, 3))),
-    )
     def open(self, which: int, step: bool, logs: dict[str, int | None], metadata: dict[str, Any]) -> None:
         wanted = {("default", name): limit for name, limit in logs.items()}
         mode: Any = "step" if step else "turn"
-        self.turn = self.managers[which].open("s", commit=mode, logs=wanted, metadata=metadata)
+        self.manager = self.managers[which]
+        self.turn = self.manager.open("s", commit=mode, logs=wanted, metadata=metadata)
         self.session, self.step = self.run_(self.turn.__aenter__()), step
         self.draft, self.is_stale = copy.deepcopy(self.stored), False
-        merged = {**self.draft.metadata, **metadata}
-        self.draft.metadata = {name: value for name, value in merged.items() if value is not None}
+        self._merge(metadata)
 
-    @precondition(lambda self: self.session is not None)
-    @rule(discard=st.booleans(), lost_replies=st.integers(0, 1))
     def close(self, discard: bool, lost_replies: int) -> None:
         before(self.managers[0], LosingReplies).left = lost_replies
         self._end(discard)
@@ -115,14 +121,10 @@ class Turns(RuleBasedStateMachine):
 
     # ------------------------------------------------------------------------------------------- what others do to it
 
-    @rule(which=st.integers(0, 1), name=NAMES, items=ITEMS)
     def append_blindly(self, which: int, name: str, items: list[Any]) -> None:
-        if self.session is None:
-            self.run_(self.managers[which].append("s", "default", name, items))
-            self.stored.logs[name] += items
+        self.run_(self.managers[which].append("s", "default", name, items))
+        self.stored.logs[name] = self.stored.logs[name] + items
 
-    @precondition(lambda self: self.session is not None and not self.is_stale)
-    @rule(which=st.integers(0, 1), times=st.sampled_from([1, 2, 70]), pops=st.integers(0, 3), clear=st.booleans())
     def overtake(self, which: int, times: int, pops: int, clear: bool) -> None:
         """Break the turn's lease, and run other turns."""
 
@@ -143,8 +145,6 @@ class Turns(RuleBasedStateMachine):
             self.stored.logs["a"] = [*([] if clear else log[: max(0, len(log) - pops)]), n]
         self.is_stale = True
 
-    @precondition(lambda self: self.session is None)
-    @rule(which=st.integers(0, 1), again=st.booleans())
     def delete(self, which: int, again: bool) -> None:
         self.run_(self.managers[which].delete("s"))
         self.stored = Model()
@@ -154,41 +154,47 @@ class Turns(RuleBasedStateMachine):
 
     # ------------------------------------------------------------------------------------------------------- values
 
-    @precondition(lambda self: self.session is not None)
-    @rule(namespace=NAMES, name=NAMES, value=VALUES)
-    def set_value(self, namespace: str, name: str, value: Any) -> None:
+    def change_value(self, namespace: str, name: str, value: Any, in_place: bool) -> None:
         assert self.session is not None
-        self.session.namespace(namespace).set(name, copy.deepcopy(value))
-        self.draft.values[namespace, name] = value
+        part, draft = self.session.namespace(namespace), self.draft.values
+        held = part.get(name)
+        assert held == draft.get((namespace, name))
+        if in_place and isinstance(held, list):
+            held.append(1)
+            draft[namespace, name] = copy.deepcopy(held)
+        elif value is None:
+            part.delete(name)
+            draft.pop((namespace, name), None)
+        else:
+            part.set(name, copy.deepcopy(value))
+            draft[namespace, name] = value
 
-    @precondition(lambda self: self.session is not None)
-    @rule(namespace=NAMES, name=NAMES)
-    def change_in_place(self, namespace: str, name: str) -> None:
+    def join(self, which: int, metadata: dict[str, Any]) -> None:
+        """Open the session again inside its turn."""
         assert self.session is not None
-        value = self.session.namespace(namespace).get(name)
-        assert value == self.draft.values.get((namespace, name))
-        if isinstance(value, list):
-            value.append(1)
-            self.draft.values[namespace, name] = copy.deepcopy(value)
+        session = self.session
 
-    @precondition(lambda self: self.session is not None)
-    @rule(namespace=NAMES, name=NAMES)
-    def remove(self, namespace: str, name: str) -> None:
-        assert self.session is not None
-        self.session.namespace(namespace).delete(name)
-        self.draft.values.pop((namespace, name), None)
+        async def nested() -> None:
+            token = enter_session(session)
+            async with self.managers[which].open("s", metadata=metadata) as joined:
+                assert joined is session
+            leave_session(token)
+
+        if self.managers[which] is self.manager:
+            self.run_(nested())
+            self._merge(metadata)
+
+    def _merge(self, metadata: dict[str, Any]) -> None:
+        merged = {**self.draft.metadata, **metadata}
+        self.draft.metadata = {name: value for name, value in merged.items() if value is not None}
 
     # --------------------------------------------------------------------------------------------------------- logs
 
-    @precondition(lambda self: self.session is not None)
-    @rule(name=NAMES, items=ITEMS)
     def append(self, name: str, items: list[Any]) -> None:
         assert self.session is not None
         self.draft.logs[name] = self.draft.logs[name] + items
         self._did(self.session.log(name).append(items))
 
-    @precondition(lambda self: self.session is not None)
-    @rule(name=NAMES, at_once=st.integers(1, 4))
     def pop(self, name: str, at_once: int) -> None:
         assert self.session is not None
         log = self.session.log(name)
@@ -202,15 +208,11 @@ class Turns(RuleBasedStateMachine):
         if popped is not None:
             assert sorted(map(repr, popped)) == sorted(map(repr, expected))
 
-    @precondition(lambda self: self.session is not None)
-    @rule(name=NAMES)
     def clear(self, name: str) -> None:
         assert self.session is not None
         self.draft.logs[name] = []
         self._did(self.session.log(name).clear())
 
-    @precondition(lambda self: self.session is not None)
-    @rule(name=NAMES, limit=LIMITS, spoil=st.booleans())
     def read(self, name: str, limit: int | None, spoil: bool) -> None:
         assert self.session is not None
         log = self.draft.logs[name]
@@ -230,8 +232,6 @@ class Turns(RuleBasedStateMachine):
 
     # -------------------------------------------------------------------------------------------------- collections
 
-    @precondition(lambda self: self.session is not None)
-    @rule(name=NAMES, entries=st.dictionaries(KEYS, VALUES), deleted=st.sets(KEYS))
     def put(self, name: str, entries: dict[str, Any], deleted: set[str]) -> None:
         assert self.session is not None
         collection = self.session.collection(name)
@@ -243,24 +243,12 @@ class Turns(RuleBasedStateMachine):
             self.draft.entries[name].pop(key, None)
         self._did(collection.delete(*deleted))
 
-    @precondition(lambda self: self.session is not None)
-    @rule(name=NAMES, prefix=PREFIXES)
     def delete_prefix(self, name: str, prefix: str) -> None:
         assert self.session is not None
         kept = {key: value for key, value in self.draft.entries[name].items() if not key.startswith(prefix)}
         self.draft.entries[name] = kept
         self._did(self.session.collection(name).delete_prefix(prefix))
 
-    @precondition(lambda self: self.session is not None)
-    @rule(
-        name=NAMES,
-        keys=st.lists(KEYS, unique=True),
-        prefix=PREFIXES,
-        after=st.one_of(st.none(), KEYS),
-        before=st.one_of(st.none(), KEYS),
-        reverse=st.booleans(),
-        limit=st.one_of(st.none(), st.integers(0, 4)),
-    )
     def look_up(
         self,
         name: str,
@@ -288,7 +276,6 @@ class Turns(RuleBasedStateMachine):
 
     # ------------------------------------------------------------------------------------------------- what must hold
 
-    @invariant()
     def the_turn_is_the_draft(self) -> None:
         if self.session is None:
             return
@@ -298,23 +285,82 @@ class Turns(RuleBasedStateMachine):
         assert values == self.draft.values
         assert session.metadata == self.draft.metadata
 
-    @invariant()
+    def look_beside_it(self, which: int, logs: dict[str, int | None]) -> None:
+        self.run_(self._compare(self.managers[which], {("default", name): limit for name, limit in logs.items()}))
+
     def what_is_stored_is_the_model(self) -> None:
-        async def compare(manager: SessionManager) -> None:
-            async with manager.read("s", logs={("default", "b"): None}) as snapshot:
-                for name in ("a", "b"):
-                    assert await snapshot.log(name).read() == self.stored.logs[name]
-                    assert dict(await snapshot.collection(name).range()) == self.stored.entries[name]
-                    assert dict(snapshot.namespace(name).items()) == {
-                        key: value for (namespace, key), value in self.stored.values.items() if namespace == name
-                    }
-                assert snapshot.metadata == self.stored.metadata
+        self.run_(self._compare(SessionManager(self.store), {}))
 
-        for manager in self.managers:
-            self.run_(compare(manager))
+    async def _compare(self, manager: SessionManager, logs: dict[tuple[str, str], int | None]) -> None:
+        async with manager.read("s", logs=logs) as snapshot:
+            for name in ("a", "b"):
+                assert await snapshot.log(name).read() == self.stored.logs[name]
+                assert dict(await snapshot.collection(name).range()) == self.stored.entries[name]
+                assert dict(snapshot.namespace(name).items()) == {
+                    key: value for (namespace, key), value in self.stored.values.items() if namespace == name
+                }
+            assert snapshot.metadata == self.stored.metadata
 
 
-TestTurns = Turns.TestCase
-TestTurns.settings = settings(
-    max_examples=80, stateful_step_count=40, deadline=None, suppress_health_check=list(HealthCheck)
+def _op(name: str, /, **arguments: st.SearchStrategy[Any]) -> st.SearchStrategy[tuple[str, dict[str, Any]]]:
+    return st.tuples(st.just(name), st.fixed_dictionaries(arguments))
+
+
+INSIDE = st.one_of(
+    _op("change_value", namespace=NAMES, name=NAMES, value=st.one_of(st.none(), VALUES), in_place=st.booleans()),
+    _op("join", which=st.integers(0, 1), metadata=METADATA),
+    _op("append", name=NAMES, items=ITEMS),
+    _op("pop", name=NAMES, at_once=st.integers(1, 4)),
+    _op("clear", name=NAMES),
+    _op("read", name=NAMES, limit=LIMITS, spoil=st.booleans()),
+    _op("put", name=NAMES, entries=st.dictionaries(KEYS, VALUES), deleted=st.sets(KEYS)),
+    _op("delete_prefix", name=NAMES, prefix=PREFIXES),
+    _op(
+        "look_up",
+        name=NAMES,
+        keys=st.lists(KEYS, unique=True),
+        prefix=PREFIXES,
+        after=st.one_of(st.none(), KEYS),
+        before=st.one_of(st.none(), KEYS),
+        reverse=st.booleans(),
+        limit=st.one_of(st.none(), st.integers(0, 4)),
+    ),
+    _op("look_beside_it", which=st.integers(0, 1), logs=st.dictionaries(NAMES, LIMITS)),
 )
+OVERTAKE = _op(
+    "overtake", which=st.integers(0, 1), times=st.sampled_from([1, 2, 70]), pops=st.integers(0, 3), clear=st.booleans()
+)
+OUTSIDE = st.one_of(
+    _op("append_blindly", which=st.integers(0, 1), name=NAMES, items=ITEMS),
+    _op("delete", which=st.integers(0, 1), again=st.booleans()),
+    _op("look_beside_it", which=st.integers(0, 1), logs=st.dictionaries(NAMES, LIMITS)),
+)
+OPEN = _op("open", which=st.integers(0, 1), step=st.booleans(), logs=st.dictionaries(NAMES, LIMITS), metadata=METADATA)
+CLOSE = _op("close", discard=st.booleans(), lost_replies=st.integers(0, 1))
+
+
+@st.composite
+def scripts(draw: st.DrawFn) -> list[tuple[str, dict[str, Any]]]:
+    """Turns of one process or the other, now and then overtaken, and what comes between them."""
+    script = [draw(_op("begin_with", items=st.lists(VALUES, max_size=12)))]
+    for _ in range(draw(st.integers(1, 5))):
+        script += draw(st.lists(OUTSIDE, max_size=2))
+        script += [draw(OPEN), *draw(st.lists(INSIDE, max_size=8))]
+        if not draw(st.integers(0, 5)):
+            script += [draw(OVERTAKE), *draw(st.lists(INSIDE, max_size=3))]
+        script.append(draw(CLOSE))
+    return script
+
+
+@settings(max_examples=200, deadline=None, suppress_health_check=list(HealthCheck))
+@given(scripts())
+def test_turns_do_what_dicts_and_lists_do(script: list[tuple[str, dict[str, Any]]]) -> None:
+    turns = Turns()
+    try:
+        for name, arguments in script:
+            if turns.session is not None or name not in IN_A_TURN:
+                getattr(turns, name)(**arguments)
+                turns.the_turn_is_the_draft()
+                turns.what_is_stored_is_the_model()
+    finally:
+        turns.teardown()
