@@ -86,7 +86,7 @@ class LogBuffer:
             return []
         first = self._ends[start - 1] if start else 0
         try:
-            return codec.decode_list(memoryview(self._bytes)[first : self._ends[stop - 1]], stop - start)
+            return codec.decode_list(bytes(memoryview(self._bytes)[first : self._ends[stop - 1]]), stop - start)
         except SerializationError:
             return [self._decode_one(index) for index in range(start, stop)]  # tells which one it is
 
