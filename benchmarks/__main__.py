@@ -17,11 +17,11 @@ async def main(blocks: list[str]) -> None:
         if "conversation" in blocks:
             from . import conversation
 
-            await conversation.compare(url)
+            await conversation.run(url)
         if "langgraph" in blocks:
             from . import langgraph_turns
 
-            await langgraph_turns.compare(url)
+            await langgraph_turns.run(url)
     if "overhead" in blocks:
         from . import overhead
 

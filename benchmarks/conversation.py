@@ -18,7 +18,7 @@ from agent_sessions import SessionManager
 from agent_sessions.stores.redis import RedisStore
 from agent_sessions_openai import OpenAISession
 
-from .measure import Rival, Row, Server, promise, race, table
+from .measure import Rival, Row, Server, compare, promise, table
 
 MARKS = [10, 100, 500, 1000]
 LOG = ("openai", "items")
@@ -52,44 +52,49 @@ def session_turn(session: Any) -> Callable[[int], Awaitable[None]]:
     return turn
 
 
-def bare_turn(client: redis.asyncio.Redis) -> Callable[[int], Awaitable[None]]:
+def redis_session(name: str, url: str) -> RedisSession:
+    return RedisSession.from_url(name, url=url, ttl=604_800)
+
+
+def bare_turn(client: redis.asyncio.Redis, name: str) -> Callable[[int], Awaitable[None]]:
     async def turn(number: int) -> None:
-        for raw in await client.lrange("bare", 0, -1):
+        for raw in await client.lrange(name, 0, -1):
             json.loads(raw)
         pipeline = client.pipeline(transaction=True)
-        pipeline.rpush("bare", *[json.dumps(item) for item in items(number)])
-        pipeline.expire("bare", 604_800)
+        pipeline.rpush(name, *[json.dumps(item) for item in items(number)])
+        pipeline.expire(name, 604_800)
         await pipeline.execute()
 
     return turn
 
 
-async def compare(url: str) -> None:
+async def run(url: str) -> None:
     server, store = Server(url), RedisStore.from_url(url)
     bare_client = redis.asyncio.Redis.from_url(url)
-    peer = RedisSession.from_url("peer", url=url, ttl=604_800)
-    manager = SessionManager(store)
     with tempfile.TemporaryDirectory() as folder:
+        warm, alone = SessionManager(store), SessionManager(store)
         rivals = {
-            "bare": Rival("bare redis-py, LRANGE + MULTI RPUSH", bare_turn(bare_client)),
-            "peer": Rival("openai-agents RedisSession", session_turn(peer)),
-            "ours": Rival("agent-sessions, a turn", our_turn(lambda: manager, "warm")),
+            "bare": Rival("bare redis-py, LRANGE + MULTI RPUSH", lambda name: bare_turn(bare_client, name)),
+            "peer": Rival("openai-agents RedisSession", lambda name: session_turn(redis_session(name, url))),
+            "ours": Rival("agent-sessions, a turn", lambda name: our_turn(lambda: warm, f"warm-{name}")),
             "drop-in": Rival(
                 "agent-sessions, OpenAISession alone",
-                session_turn(OpenAISession("drop-in", manager=SessionManager(store))),
+                lambda name: session_turn(OpenAISession(f"alone-{name}", manager=alone)),
             ),
-            "cold": Rival("agent-sessions, cold: no cache", our_turn(lambda: SessionManager(store), "cold")),
+            "cold": Rival(
+                "agent-sessions, cold: no cache",
+                lambda name: our_turn(lambda: SessionManager(store), f"cold-{name}"),
+            ),
             "sqlite": Rival(
                 "openai-agents SQLiteSession, for scale",
-                session_turn(SQLiteSession("peer", Path(folder) / "peer.db")),
+                lambda name: session_turn(SQLiteSession(name, Path(folder) / "peer.db")),
                 on_server=False,
             ),
         }
-        rows = dict(zip(rivals, await race(list(rivals.values()), MARKS, server), strict=True))
+        rows = dict(zip(rivals, await compare(list(rivals.values()), MARKS, server), strict=True))
     table("A conversation turn on Redis, ms", list(rows.values()), MARKS)
     _promises(rows)
     await _many_at_once(url, store)
-    await peer.close()
     await bare_client.aclose()
     await store.aclose()
 

@@ -18,7 +18,7 @@ from agent_sessions import Runner, SessionManager
 from agent_sessions.stores.redis import RedisStore
 from agent_sessions_langgraph import SessionSaver
 
-from .measure import Rival, Server, race, table
+from .measure import Rival, Server, compare, table
 
 MARKS = [10, 50, 200]
 
@@ -34,8 +34,8 @@ def question(turn: int) -> dict[str, Any]:
     return {"messages": [HumanMessage(f"question {turn} " + "x" * 120)]}
 
 
-def graph_turn(saver: Any) -> Callable[[int], Awaitable[None]]:
-    compiled, config = graph(saver), {"configurable": {"thread_id": "t1"}}
+def graph_turn(saver: Any, name: str) -> Callable[[int], Awaitable[None]]:
+    compiled, config = graph(saver), {"configurable": {"thread_id": name}}
 
     async def turn(number: int) -> None:
         await compiled.ainvoke(question(number), config)
@@ -43,30 +43,30 @@ def graph_turn(saver: Any) -> Callable[[int], Awaitable[None]]:
     return turn
 
 
-def runner_turn(runner: Runner) -> Callable[[int], Awaitable[None]]:
+def runner_turn(runner: Runner, name: str) -> Callable[[int], Awaitable[None]]:
     compiled = graph(None)
 
     async def turn(number: int) -> None:
-        await runner.run(compiled, "runner", question(number))
+        await runner.run(compiled, name, question(number))
 
     return turn
 
 
-async def compare(url: str) -> None:
+async def run(url: str) -> None:
     server, store = Server(url), RedisStore.from_url(url)
     client = redis.asyncio.Redis.from_url(url)
     manager = SessionManager(store)
     with tempfile.TemporaryDirectory() as folder:
         async with AsyncSqliteSaver.from_conn_string(str(Path(folder) / "peer.db")) as sqlite:
             rivals = [
-                Rival("no checkpointer", graph_turn(None), on_server=False),
-                Rival("InMemorySaver", graph_turn(InMemorySaver()), on_server=False),
-                Rival("langgraph-checkpoint-sqlite", graph_turn(sqlite), on_server=False),
-                Rival("langgraph-checkpoint-plainredis", graph_turn(AsyncRedisSaver(client))),
-                Rival("agent-sessions, Runner", runner_turn(Runner(manager))),
-                Rival("agent-sessions, SessionSaver alone", graph_turn(SessionSaver(manager))),
+                Rival("no checkpointer", lambda name: graph_turn(None, name), on_server=False),
+                Rival("InMemorySaver", lambda name: graph_turn(InMemorySaver(), name), on_server=False),
+                Rival("langgraph-checkpoint-sqlite", lambda name: graph_turn(sqlite, name), on_server=False),
+                Rival("langgraph-checkpoint-plainredis", lambda name: graph_turn(AsyncRedisSaver(client), name)),
+                Rival("agent-sessions, Runner", lambda name: runner_turn(Runner(manager), f"runner-{name}")),
+                Rival("agent-sessions, SessionSaver alone", lambda name: graph_turn(SessionSaver(manager), name)),
             ]
-            rows = await race(rivals, MARKS, server)
+            rows = await compare(rivals, MARKS, server)
     table("A LangGraph turn (Redis, where not said otherwise), ms", rows, MARKS)
     await client.aclose()
     await store.aclose()
