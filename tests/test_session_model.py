@@ -6,6 +6,7 @@ import asyncio
 import copy
 from typing import Any
 
+import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -18,7 +19,10 @@ NAMES = st.sampled_from(["a", "b"])
 KEYS = st.sampled_from(["x", "x/1", "x/2", "y", "z"])
 PREFIXES = st.sampled_from(["", "x", "x/", "y", "zz"])
 VALUES = st.one_of(st.integers(0, 9), st.lists(st.integers(0, 9), max_size=3), st.dictionaries(KEYS, st.none()))
-LIMITS = st.one_of(st.none(), st.integers(0, 12))
+ONE = st.integers(0, 9)
+LOG = st.just("a")
+LIMITS = st.one_of(st.none(), st.integers(0, 4), st.integers(5, 12))
+WANTED: st.SearchStrategy[dict[str, int | None]] = st.one_of(st.just({}), st.dictionaries(LOG, LIMITS))
 METADATA = st.dictionaries(NAMES, st.one_of(st.none(), st.integers(0, 2)))
 ITEMS = st.lists(VALUES, max_size=6)
 
@@ -306,61 +310,70 @@ def _op(name: str, /, **arguments: st.SearchStrategy[Any]) -> st.SearchStrategy[
     return st.tuples(st.just(name), st.fixed_dictionaries(arguments))
 
 
-INSIDE = st.one_of(
-    _op("change_value", namespace=NAMES, name=NAMES, value=st.one_of(st.none(), VALUES), in_place=st.booleans()),
-    _op("join", which=st.integers(0, 1), metadata=METADATA),
-    _op("append", name=NAMES, items=ITEMS),
-    _op("pop", name=NAMES, at_once=st.integers(1, 4)),
-    _op("clear", name=NAMES),
-    _op("read", name=NAMES, limit=LIMITS, spoil=st.booleans()),
-    _op("put", name=NAMES, entries=st.dictionaries(KEYS, VALUES), deleted=st.sets(KEYS)),
-    _op("delete_prefix", name=NAMES, prefix=PREFIXES),
+WHICH = st.integers(0, 1)
+ON_LOGS = st.one_of(
+    _op("append", name=LOG, items=ITEMS),
+    _op("pop", name=LOG, at_once=st.integers(1, 3)),
+    _op("read", name=LOG, limit=LIMITS, spoil=st.booleans()),
+    _op("clear", name=LOG),
+)
+ON_ENTRIES = st.one_of(
+    _op("put", name=LOG, entries=st.dictionaries(KEYS, ONE, max_size=3), deleted=st.sets(KEYS, max_size=2)),
+    _op("delete_prefix", name=LOG, prefix=PREFIXES),
     _op(
         "look_up",
-        name=NAMES,
+        name=LOG,
         keys=st.lists(KEYS, unique=True),
-        prefix=PREFIXES,
+        prefix=st.sampled_from(["", "x"]),
         after=st.one_of(st.none(), KEYS),
         before=st.one_of(st.none(), KEYS),
         reverse=st.booleans(),
-        limit=st.one_of(st.none(), st.integers(0, 4)),
+        limit=st.one_of(st.none(), st.integers(0, 3)),
     ),
-    _op("look_beside_it", which=st.integers(0, 1), logs=st.dictionaries(NAMES, LIMITS)),
 )
-OVERTAKE = _op(
-    "overtake", which=st.integers(0, 1), times=st.sampled_from([1, 2, 70]), pops=st.integers(0, 3), clear=st.booleans()
+ON_VALUES = st.one_of(
+    _op("change_value", namespace=NAMES, name=NAMES, value=st.one_of(st.none(), VALUES), in_place=st.booleans()),
+    _op("join", which=WHICH, metadata=METADATA),
 )
-OUTSIDE = st.one_of(
-    _op("append_blindly", which=st.integers(0, 1), name=NAMES, items=ITEMS),
-    _op("delete", which=st.integers(0, 1), again=st.booleans()),
-    _op("look_beside_it", which=st.integers(0, 1), logs=st.dictionaries(NAMES, LIMITS)),
+ON_ALL = st.one_of(ON_LOGS, ON_ENTRIES, ON_VALUES)
+BESIDE = _op("look_beside_it", which=WHICH, logs=WANTED)
+OVERTAKE = _op("overtake", which=WHICH, times=st.sampled_from([1, 2, 70]), pops=st.integers(0, 3), clear=st.booleans())
+BETWEEN = st.one_of(
+    _op("append_blindly", which=WHICH, name=LOG, items=ITEMS), _op("delete", which=WHICH, again=st.booleans()), BESIDE
 )
-OPEN = _op("open", which=st.integers(0, 1), step=st.booleans(), logs=st.dictionaries(NAMES, LIMITS), metadata=METADATA)
+OPEN = _op("open", which=WHICH, step=st.booleans(), logs=WANTED, metadata=METADATA)
 CLOSE = _op("close", discard=st.booleans(), lost_replies=st.integers(0, 1))
+
+Script = list[tuple[str, dict[str, Any]]]
 
 
 @st.composite
-def scripts(draw: st.DrawFn) -> list[tuple[str, dict[str, Any]]]:
+def scripts(draw: st.DrawFn, inside: st.SearchStrategy[Any]) -> Script:
     """Turns of one process or the other, now and then overtaken, and what comes between them."""
-    script = [draw(_op("begin_with", items=st.lists(VALUES, max_size=12)))]
-    for _ in range(draw(st.integers(1, 5))):
-        script += draw(st.lists(OUTSIDE, max_size=2))
-        script += [draw(OPEN), *draw(st.lists(INSIDE, max_size=8))]
-        if not draw(st.integers(0, 5)):
-            script += [draw(OVERTAKE), *draw(st.lists(INSIDE, max_size=3))]
+    script = [draw(_op("begin_with", items=st.lists(ONE, max_size=12)))]
+    for _ in range(draw(st.integers(1, 4))):
+        script += draw(st.lists(BETWEEN, max_size=2))
+        script += [draw(OPEN), *draw(st.lists(inside, min_size=1, max_size=6))]
+        what = draw(st.integers(0, 5))
+        if what < 2:
+            script += [draw((OVERTAKE, BESIDE)[what]), *draw(st.lists(inside, max_size=2))]
         script.append(draw(CLOSE))
     return script
 
 
-@settings(max_examples=200, deadline=None, suppress_health_check=list(HealthCheck))
-@given(scripts())
-def test_turns_do_what_dicts_and_lists_do(script: list[tuple[str, dict[str, Any]]]) -> None:
-    turns = Turns()
-    try:
-        for name, arguments in script:
-            if turns.session is not None or name not in IN_A_TURN:
-                getattr(turns, name)(**arguments)
-                turns.the_turn_is_the_draft()
-                turns.what_is_stored_is_the_model()
-    finally:
-        turns.teardown()
+@pytest.mark.parametrize("on", [ON_LOGS, ON_ENTRIES, ON_VALUES, ON_ALL], ids=["logs", "entries", "values", "all"])
+def test_turns_do_what_dicts_and_lists_do(on: st.SearchStrategy[Any]) -> None:
+    @settings(max_examples=120, deadline=None, suppress_health_check=list(HealthCheck))
+    @given(scripts(on))
+    def play(script: Script) -> None:
+        turns = Turns()
+        try:
+            for name, arguments in script:
+                if turns.session is not None or name not in IN_A_TURN:
+                    getattr(turns, name)(**arguments)
+                    turns.the_turn_is_the_draft()
+                    turns.what_is_stored_is_the_model()
+        finally:
+            turns.teardown()
+
+    play()
