@@ -148,8 +148,7 @@ class SessionManager:
             return
         with observed_turn(key) as observation:
             turn = await self._begin(key, user_id, commit, wait_s, logs or {}, create, observation)
-            turn.traffic.round_trips += observation.traffic.round_trips
-            observation.traffic = turn.traffic
+            turn.traffic = observation.traffic
             async with self._running(turn, session) as opened:
                 _merge_metadata(turn, metadata)
                 yield opened
@@ -324,8 +323,8 @@ class SessionManager:
         started = time.monotonic()
         lease = LeaseWanted(owner, self.lease_ms, queue=False)
         while True:
-            observation.traffic.round_trips += 1
             opened = await self.store.open(key, wanted=wanted, known=held.known, lease=lease)
+            observation.traffic.count_read(opened)
             observation.wait_s = time.monotonic() - started
             if opened.granted:
                 return opened

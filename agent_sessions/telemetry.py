@@ -5,7 +5,7 @@ a stored value; a session's id is on the span only.
 
 | span | attributes |
 |---|---|
-| `agent_sessions.turn` | `session.id`, `session.tenant`, `session.turn.` + `outcome`, `wait_s`, ... (the metrics) |
+| `agent_sessions.turn` | `session.id`, `session.tenant`, `session.turn.outcome`, `session.turn.duration`, ... |
 
 | metric | unit | attributes |
 |---|---|---|
@@ -25,7 +25,7 @@ from contextlib import contextmanager
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
-from msgspec import Struct
+from msgspec import Struct, structs
 
 from .errors import SessionError
 from .stores.base import Key
@@ -35,6 +35,8 @@ if TYPE_CHECKING:
     from opentelemetry.trace import Span
 
 SCOPE = "agent_sessions"
+
+_MEASURES = {"duration": "s", "wait": "s", "round_trips": "1", "bytes_read": "By", "bytes_written": "By"}
 
 
 class Observation(Struct):
@@ -75,25 +77,17 @@ class _Instruments:
         meter = metrics.get_meter(SCOPE)
         self._conflicts = meter.create_counter("agent_sessions.turn.conflicts", "1")
         self._measures: dict[str, Any] = {
-            name: meter.create_histogram(f"agent_sessions.turn.{name}", unit)
-            for name, unit in (("duration", "s"), ("wait", "s"), ("round_trips", "1"), ("bytes_written", "By"))
+            name: meter.create_histogram(f"agent_sessions.turn.{name}", unit) for name, unit in _MEASURES.items()
         }
 
     def record(self, span: Span, turn: Observation, seconds: float) -> None:
-        measured = {
-            "duration": seconds,
-            "wait": turn.wait_s,
-            "round_trips": turn.traffic.round_trips,
-            "bytes_written": turn.traffic.bytes_written,
-        }
+        measured = {"duration": seconds, "wait": turn.wait_s, **structs.asdict(turn.traffic)}
         for name, amount in measured.items():
             self._measures[name].record(amount, {"outcome": turn.outcome})
+            span.set_attribute(f"session.turn.{name}", amount)
         if turn.outcome == "SESSION_CONFLICT":
             self._conflicts.add(1)
         span.set_attribute("session.turn.outcome", turn.outcome)
-        span.set_attribute("session.turn.wait_s", turn.wait_s)
-        span.set_attribute("session.turn.round_trips", turn.traffic.round_trips)
-        span.set_attribute("session.turn.bytes_written", turn.traffic.bytes_written)
 
 
 def _is_configured() -> bool:

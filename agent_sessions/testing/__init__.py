@@ -1,10 +1,26 @@
-"""For tests: a clock to move, and the suite that every store passes (it needs pytest, pytest-asyncio, hypothesis)."""
+"""For tests: an agent that follows a script, a clock to move, and the suite that every store passes.
 
-import pytest
+The suite needs pytest, pytest-asyncio and hypothesis; it is imported when it is asked for.
+"""
 
-pytest.register_assert_rewrite("agent_sessions.testing.conformance")
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
-from agent_sessions.testing.clock import FakeClock  # noqa: E402 - only what follows is rewritten
-from agent_sessions.testing.conformance import LostReplies, StoreConformance  # noqa: E402
+from agent_sessions.testing.agents import ScriptedAgent
+from agent_sessions.testing.clock import FakeClock
 
-__all__ = ["FakeClock", "LostReplies", "StoreConformance"]
+if TYPE_CHECKING:
+    from agent_sessions.testing.conformance import LostReplies, StoreConformance
+
+__all__ = ["FakeClock", "LostReplies", "ScriptedAgent", "StoreConformance"]
+
+_CONFORMANCE = "agent_sessions.testing.conformance"
+
+
+def __getattr__(name: str) -> Any:
+    if name not in ("LostReplies", "StoreConformance"):
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    import pytest
+
+    pytest.register_assert_rewrite(_CONFORMANCE)  # before its first import
+    return getattr(import_module(_CONFORMANCE), name)

@@ -11,7 +11,7 @@ from typing import TypeVar
 from msgspec import Struct
 
 from ..errors import CommitTooLargeError, CommitUnknownError, StoreUnavailableError
-from ..stores.base import ABSENT, Commit, Committed, Key, Store, Version
+from ..stores.base import ABSENT, Commit, Committed, Key, Opened, Store, Version
 
 MAX_COMMIT_BYTES = 32 * 2**20
 
@@ -26,7 +26,16 @@ class Traffic(Struct):
     """What a turn cost, for telemetry."""
 
     round_trips: int = 0
+    bytes_read: int = 0
     bytes_written: int = 0
+
+    def count_read(self, opened: Opened) -> None:
+        """Count one round trip and what it brought: values, items and entries, as they are encoded."""
+        self.round_trips += 1
+        self.bytes_read += sum(sum(map(len, names.values())) for names in opened.values.values())
+        self.bytes_read += sum(sum(map(len, read.items)) for read in opened.logs)
+        self.bytes_read += sum(len(data) for data in opened.entries if data is not None)
+        self.bytes_read += sum(len(data) for found in opened.ranges for _, data in found)
 
 
 async def store_commit(store: Store, key: Key, commit: Commit, lease_ms: int, traffic: Traffic) -> Committed:

@@ -356,8 +356,8 @@ class Turn:
             image = self._image
         narrow = structs.replace(image, logs={})  # only what is asked for
         wanted = narrow.wanted(logs or {}, values=False, entries=entries, ranges=ranges)
-        self.traffic.round_trips += 1
         opened = await self.store.open(self.key, wanted=wanted, known=image.known)
+        self.traffic.count_read(opened)
         with self._lock:
             if opened.version != image.version:
                 raise SessionConflictError(
