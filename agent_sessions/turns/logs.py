@@ -52,7 +52,7 @@ class LogBuffer:
     def item(self, index: int) -> Any:
         """A copy of one item, of the caller's own."""
         with self._lock:
-            return codec.decode(self._item(index))
+            return self._decode_one(index)
 
     def hand_out(self, start: int, stop: int) -> list[Any]:
         """A new list of the items from start to stop, shared with other readers but checked just now."""
