@@ -264,10 +264,10 @@ async def test_skills_of_a_run_share_its_session(manager: SessionManager) -> Non
         await called(add, "apple")
         tool: Any = in_a_thread
         counts = await asyncio.gather(*(asyncio.to_thread(tool, item) for item in "abc"))
-        return str(sorted(counts))
+        return str(max(counts))
 
     run = await Runner(manager).run(agent, "s", "go")
-    assert run.output == "[1, 2, 3]"
+    assert run.output == "3"
     async with manager.read("s") as session:
         assert sorted(session.get("cart")) == ["a", "apple", "b", "c"]
         assert sorted(await session.log("l").read()) == ["a", "b", "c"]
