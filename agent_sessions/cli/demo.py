@@ -16,7 +16,7 @@ from agent_sessions import Activation, Runner, Session, SessionError, SessionMan
 from agent_sessions.errors import StoreUnavailableError
 from agent_sessions.identifiers import DEFAULT_NAMESPACE
 from agent_sessions.stores import open_store
-from agent_sessions.stores.base import Key, Store, Wanted
+from agent_sessions.stores.base import Store
 
 KEPT_S = 3600
 """How long a session of the demo stays."""
@@ -43,7 +43,7 @@ def run_demo(*, second_turn_of: str = "") -> int:
         )
     except StoreUnavailableError as error:
         return _failed(
-            f"{error.message}: {_where(settings)}.",
+            f"{error.message}.",
             "start it, point AK_SESSION__REDIS__URL elsewhere, or unset AK_SESSION__TYPE to stay in memory",
         )
     except SessionError as error:
@@ -117,7 +117,7 @@ class _Demo:
         manager = SessionManager(store, settings=self._settings)
         self._heading("What the session holds", self._session_id)
         async with manager.read(self._session_id) as session:
-            await self._show_state(store, session)
+            await self._show_state(session)
         self._heading("Its activations", "each is one run, with the session that its skills were told")
         for activation in reversed(await Runner(manager).activations(self._session_id)):
             self._show_activation(activation)
@@ -127,30 +127,25 @@ class _Demo:
 
     def _next_steps(self) -> list[tuple[str, str]]:
         stays = ("this session stays", f"for an hour, in {_where(self._settings)}")
-        processes = ("in two real processes", "AK_SESSION__TYPE=redis agent-sessions demo")
+        processes = ("in two real processes", "AK_SESSION__TYPE=redis make demo")
         return [
             processes if self._settings.type == "in_memory" else stays,
             ("the same as a program", "examples/pipeline.py, in the repository"),
             ("step by step", "docs/tutorial.md"),
         ]
 
-    async def _show_state(self, store: Store, session: Session) -> None:
-        stored = await store.open(Key(session.tenant_id, "session", session.id), wanted=Wanted(values=False))
-        for namespace in session.namespaces():
-            part = session.namespace(namespace)
-            if namespace == DEFAULT_NAMESPACE:
-                held = [f"value {name} = {value}" for name, value in part.items()]
+    async def _show_state(self, session: Session) -> None:
+        for name in session.namespaces():
+            namespace = session.namespace(name)
+            if name == DEFAULT_NAMESPACE:
+                held = [f"value {name} = {value}" for name, value in namespace.items()]
             else:
-                held = [f"values: {len(part)}"] if len(part) else []
-            held += [
-                f"log {log.name}: {head.count} items"
-                for log, head in stored.log_heads.items()
-                if log.namespace == namespace
-            ]
-            for found in stored.collections:
-                if found.namespace == namespace:
-                    held.append(f"collection {found.name}: {len(await part.collection(found.name).range())} entries")
-            self._tell(namespace, ", ".join(held))
+                held = [f"values: {len(namespace)}"] if len(namespace) else []
+            held += [f"log {log}: {count} items" for log, count in namespace.logs().items()]
+            for collection in namespace.collections():
+                entries = await namespace.collection(collection).range()
+                held.append(f"collection {collection}: {len(entries)} entries")
+            self._tell(name, ", ".join(held))
 
     def _show_activation(self, activation: Activation) -> None:
         end = activation.end or activation.start
