@@ -217,3 +217,19 @@ async def test_a_commit_that_the_client_sends_again_by_itself_is_stored_once(
         assert (await behind.commit(KEY, change(logs={LOG: LogChange(append=[b"blind"])}))).repeated
         await behind.aclose()
     assert (await store.open(KEY, wanted=EVERYTHING)).logs[0].items == [b"first", b"once", b"blind"]
+
+
+@pytest.mark.parametrize(
+    ("policy", "limit", "warns"),
+    [("allkeys-lru", 10**9, True), ("noeviction", 10**9, False), ("allkeys-lru", 0, False)],
+)
+async def test_a_redis_that_may_evict_is_reported_at_the_start(
+    start_redis: Any, caplog: pytest.LogCaptureFixture, policy: str, limit: int, warns: bool
+) -> None:
+    server = start_redis("--maxmemory-policy", policy, "--maxmemory", str(limit))
+    store = RedisStore.from_url(server.url)
+    await store.open(KEY)
+    await store.commit(KEY, change())
+    warnings = [record for record in caplog.records if "noeviction" in record.getMessage()]
+    assert len(warnings) == (1 if warns else 0)
+    await store.aclose()

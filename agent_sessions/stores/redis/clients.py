@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import os
 import threading
 from collections.abc import Callable, Sequence
@@ -38,6 +39,8 @@ from agent_sessions.stores.redis.scripts import Script
 from agent_sessions.stores.redis.waiting import Wakeups
 from agent_sessions.stores.redis.wire import Wire
 
+logger = logging.getLogger("agent_sessions")
+
 Command = Sequence[bytes]
 
 _PAUSES_S = (0.0, 0.05)
@@ -58,6 +61,8 @@ class Settings(NamedTuple):
     timeout_s: float
     address: str
     """Where Redis is, for people: no password, no user."""
+    seen: list[bool]
+    """Not empty once a connection was made: the server was looked at."""
 
 
 class _Place:
@@ -160,7 +165,13 @@ class LoopClient:
         return place
 
     async def _opened(self) -> Wire:
-        return Wire(await self._connected())
+        connection = await self._connected()
+        if not self._settings.seen:
+            self._settings.seen.append(True)
+            await _warn_of_eviction(connection, self._settings.address)
+            if not connection.is_connected:  # refused: whoever uses it next is told why
+                connection = await self._connected()
+        return Wire(connection)
 
     async def _connected(self) -> AbstractConnection:
         connection: Any = self._settings.make_connection()
@@ -198,6 +209,24 @@ class LoopClient:
         wires = [wire for place in self._places if (wire := place.wire) is not None]
         for connection in (*(wire.connection for wire in wires), *self.wakeups.connections()):
             _abandon(connection)
+
+
+async def _warn_of_eviction(connection: Any, address: str) -> None:
+    """Tell the log when this Redis may throw parts of sessions away."""
+    try:
+        await connection.send_command("INFO", "memory")
+        lines = (await connection.read_response()).decode().splitlines()
+    except (RedisError, UnicodeDecodeError):
+        return  # a user who may not ask; if the connection broke, its first use tells
+    memory = dict(line.split(":", 1) for line in lines if ":" in line)
+    policy = memory.get("maxmemory_policy", "noeviction")
+    if memory.get("maxmemory", "0") != "0" and policy != "noeviction":
+        logger.warning(
+            "Redis at %s evicts keys when its memory is full (maxmemory-policy %s): parts of sessions may be lost, "
+            "which turns then report as STATE_LOST. Set maxmemory-policy to noeviction.",
+            address,
+            policy,
+        )
 
 
 def _pack(commands: Sequence[Command]) -> bytes:

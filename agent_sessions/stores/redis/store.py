@@ -410,7 +410,7 @@ def _settings(
 ) -> clients.Settings:
     where = template.connection_kwargs
     address = where.get("path") or f"{where.get('host', 'localhost')}:{where.get('port', 6379)}"
-    return clients.Settings(template.make_connection, max_connections, connect_timeout_s, timeout_s, str(address))
+    return clients.Settings(template.make_connection, max_connections, connect_timeout_s, timeout_s, str(address), [])
 
 
 def _as_redis(url: str, *, ssl: bool) -> str:
