@@ -12,6 +12,7 @@ from weakref import WeakKeyDictionary
 from msgspec import Struct
 
 from ..session import Session
+from ..turns.gate import Gate
 from .activations import Activation, SkillCall
 
 
@@ -26,7 +27,7 @@ class Running(Struct, eq=False):
 
 _running: ContextVar[Running | None] = ContextVar("agent_sessions_run", default=None)
 _in_skill: ContextVar[bool] = ContextVar("agent_sessions_skill", default=False)
-_thread_locks: WeakKeyDictionary[Session, dict[tuple[str, str], asyncio.Lock]] = WeakKeyDictionary()
+_thread_gates: WeakKeyDictionary[Session, dict[tuple[str, str], Gate]] = WeakKeyDictionary()
 
 
 def current_run() -> Running | None:
@@ -39,9 +40,9 @@ def is_in_skill() -> bool:
     return _in_skill.get()
 
 
-def thread_lock(session: Session, framework: str, thread: str) -> asyncio.Lock:
-    """What lets the runs of one conversation in one turn follow on one another."""
-    return _thread_locks.setdefault(session, {}).setdefault((framework, thread), asyncio.Lock())
+def thread_gate(session: Session, framework: str, thread: str) -> Gate:
+    """What lets the runs of one conversation in one turn follow on one another, also from several event loops."""
+    return _thread_gates.setdefault(session, {}).setdefault((framework, thread), Gate())
 
 
 @contextmanager

@@ -21,7 +21,7 @@ from ..session import Session
 from ..turns.turn import CommitMode
 from .activations import Activation, Activations, ActivationStatus, bounded
 from .adapters import Adapter, Call, Outcome, Pending, adapter_for
-from .context import Running, current_run, is_in_skill, running, thread_lock
+from .context import Running, current_run, is_in_skill, running, thread_gate
 
 PAUSED = "paused"
 """The value, in the framework's namespace, that keeps paused runs by thread."""
@@ -185,7 +185,7 @@ async def executing(manager: SessionManager, hooks: Sequence[Hook], request: Req
                 options=request.options,
             )
             execution = Execution(adapter, call, activation, hooks)
-            async with thread_lock(session, adapter.framework, thread):
+            async with thread_gate(session, adapter.framework, thread):
                 with running(Running(activation, adapter.framework, thread, parent)):
                     yield execution
                 execution.remember_pause()
