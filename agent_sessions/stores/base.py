@@ -164,7 +164,8 @@ class Opened(Struct, frozen=True):
     row: Row | None
     """None: the key is absent."""
     granted: bool = False
-    """Whether the lease that was asked for is the caller's. If not, only `lease` and `waiters` are filled in."""
+    """Whether the lease that was asked for is the caller's. If not, `lease` and `waiters` are all there is to know: the
+    version is `ABSENT`, and the rest empty."""
     lease: Lease | None = None
     """The live lease, whoever holds it."""
     waiters: int = 0
@@ -220,8 +221,6 @@ class Commit(Struct):
     collections: dict[Part, CollectionChange] = field(default_factory=dict)
     fields: dict[str, bytes | None] = field(default_factory=dict)
     """Record fields; None removes one."""
-    parts: Sequence[Part] = ()
-    """Every log and collection of the key that the caller knows of, for a backend that must name all it touches."""
 
 
 class Committed(Struct, frozen=True):
@@ -309,6 +308,9 @@ class Store(Protocol):
             SessionNotFoundError: It was expected to exist and is absent.
             CommitUnknownError: The commit is not among those that the key remembers, and so many followed on the
                 expected version that it might have been.
+
+        A blind commit (`expected` None) that is repeated after more than 64 others can't be recognised, and is applied
+        again: its caller must not repeat it for longer than a lease lasts.
         """
         ...
 

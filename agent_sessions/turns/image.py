@@ -44,11 +44,6 @@ class Image(Struct, frozen=True):
         return None if self.row is None else Known(self.version, self.row.record_tag)
 
     @property
-    def parts(self) -> list[Part]:
-        """Every log and collection of the key."""
-        return [*self.log_heads, *self.collections]
-
-    @property
     def filled_parts(self) -> set[Part]:
         """Every log and collection that holds anything."""
         return {*(part for part, head in self.log_heads.items() if head.count), *self.collections}

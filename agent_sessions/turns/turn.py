@@ -324,7 +324,6 @@ class Turn:
             ttl_ms=self._ttl_ms if release or self._ttl_ms is None else max(self._ttl_ms, self._lease_ms),
             belongs_to=self.belongs_to,
             values=values,
-            parts=image.parts,
         )
         drafts.write_to(commit)
         self.traffic.bytes_written += check_size(commit, self.key)
