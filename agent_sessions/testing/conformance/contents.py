@@ -255,7 +255,6 @@ class Contents(Harness):
                 values=dict.fromkeys(parts[:50]),
                 logs={part: LogChange(append=[b"2"]) for part in parts},
                 collections={part: CollectionChange(entries={"a": None}) for part in parts[50:]},
-                parts=parts,
             ),
         )
         opened = await other.open(key)

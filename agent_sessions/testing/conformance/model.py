@@ -172,7 +172,7 @@ class Machine(RuleBasedStateMachine):
         version = life.commits[-1] if life is not None else ABSENT
         old = self.seen[key][0].known.version if self.seen[key] else Version(1, new_id())
         expected = {"v": version, "n": None, "a": ABSENT, "o": old}[expect]
-        commit = Commit(id=new_id(), owner=owner, expected=expected, parts=PARTS, **deepcopy(changes))
+        commit = Commit(id=new_id(), owner=owner, expected=expected, **deepcopy(changes))
         held = self.lease(key)
         allowed: list[type[SessionError]] = []
         if expected is not None and expected != version:
