@@ -14,7 +14,8 @@ import redis.asyncio
 from agents import SQLiteSession
 from agents.extensions.memory import RedisSession
 
-from agent_sessions import SessionManager
+from agent_sessions import SessionManager, Settings
+from agent_sessions.settings import CacheSettings
 from agent_sessions.stores.redis import RedisStore
 from agent_sessions_openai import OpenAISession
 
@@ -34,9 +35,9 @@ def items(turn: int) -> list[dict[str, Any]]:
     ]
 
 
-def our_turn(manager: Callable[[], SessionManager], session_id: str) -> Callable[[int], Awaitable[None]]:
+def our_turn(manager: SessionManager, session_id: str) -> Callable[[int], Awaitable[None]]:
     async def turn(number: int) -> None:
-        async with manager().open(session_id, logs={LOG: None}) as session:
+        async with manager.open(session_id, logs={LOG: None}) as session:
             log = session.namespace(LOG[0]).log(LOG[1])
             await log.read()
             await log.append(items(number))
@@ -73,17 +74,18 @@ async def run(url: str) -> None:
     bare_client = redis.asyncio.Redis.from_url(url)
     with tempfile.TemporaryDirectory() as folder:
         warm, alone = SessionManager(store), SessionManager(store)
+        cold = SessionManager(store, settings=Settings(cache=CacheSettings(size=0)))
         rivals = {
             "bare": Rival("bare redis-py, LRANGE + MULTI RPUSH", lambda name: bare_turn(bare_client, name)),
             "peer": Rival("openai-agents RedisSession", lambda name: session_turn(redis_session(name, url))),
-            "ours": Rival("agent-sessions, a turn", lambda name: our_turn(lambda: warm, f"warm-{name}")),
+            "ours": Rival("agent-sessions, a turn", lambda name: our_turn(warm, f"warm-{name}")),
             "drop-in": Rival(
                 "agent-sessions, OpenAISession alone",
                 lambda name: session_turn(OpenAISession(f"alone-{name}", manager=alone)),
             ),
             "cold": Rival(
                 "agent-sessions, cold: no cache",
-                lambda name: our_turn(lambda: SessionManager(store), f"cold-{name}"),
+                lambda name: our_turn(cold, f"cold-{name}"),
             ),
             "sqlite": Rival(
                 "openai-agents SQLiteSession, for scale",
@@ -123,7 +125,7 @@ async def _many_at_once(url: str, store: RedisStore) -> None:
     client = redis.asyncio.Redis(connection_pool=pool)
 
     async def ours(index: int) -> None:
-        turn = our_turn(lambda: manager, f"many-{index}")
+        turn = our_turn(manager, f"many-{index}")
         for number in range(turns):
             await turn(number)
 

@@ -59,8 +59,11 @@ class LogBuffer:
         if start >= stop:
             return []
         with self._lock:
+            known = len(self._decoded)
             self._decode_up_to(stop)
             items = self._decoded[start:stop]
+            if known <= start:
+                return items  # nobody has seen them yet
             first = self._ends[start - 1] if start else 0
             if not self._is_intact(items, first, self._ends[stop - 1]):
                 items = self._decode(start, stop)
