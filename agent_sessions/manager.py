@@ -319,7 +319,7 @@ class SessionManager:
         self, key: Key, owner: str, wanted: Wanted, held: Image, wait_s: float | None, observation: Observation
     ) -> Opened:
         """Open with the lease, waiting in the queue while another turn has it."""
-        patience = self._patience(wait_s)
+        patience = self.patience(wait_s)
         started = time.monotonic()
         lease = LeaseWanted(owner, self.lease_ms, queue=False)
         while True:
@@ -335,7 +335,8 @@ class SessionManager:
                 await self.store.wait(key, owner, min(left, _LONGEST_NAP_S))
             lease = lease._replace(queue=True)
 
-    def _patience(self, wait_s: float | None) -> float:
+    def patience(self, wait_s: float | None = None) -> float:
+        """How many seconds a turn waits, if it is told so many, or nothing (None)."""
         if wait_s is None:
             return 0.0 if self.settings.turn.on_busy == "reject" else self.settings.turn.wait_s
         if not 0 <= wait_s < float("inf"):

@@ -6,7 +6,7 @@ import asyncio
 import gc
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Awaitable
+from collections.abc import AsyncIterator, Awaitable, Iterator
 from typing import Any
 
 import pytest
@@ -641,8 +641,8 @@ async def test_a_stream_that_nobody_reads_is_discarded_when_the_lease_ends(make_
     runner = Runner(manager)
     async with runner.stream(count_streaming, "s", "Hi") as events:
         await ended(runner)
-        assert (await only_activation(runner)).status == "FAILED"
-        with pytest.raises(TimeoutError):
+        assert (await only_activation(runner)).status == "CANCELLED"
+        with pytest.raises(TurnClosedError, match="nobody took the events"):
             [event async for event in events]
     assert await runs_of(manager) == 0
 
@@ -651,6 +651,34 @@ async def test_a_reader_may_take_its_time_for_more_events_than_are_kept_ahead(ma
     async with Runner(manager).stream(count_streaming, "s", "x" * 500) as events:
         assert len([event async for event in events]) == 501
     assert await runs_of(manager) == 1
+
+
+async def test_runs_that_wait_for_one_another_are_told_so(make_manager: MakeManager) -> None:
+    manager = make_manager(wait_s=0.2)
+    runner, both = Runner(manager), asyncio.Barrier(2)
+
+    async def leaf(prompt: str, session: Session) -> str:
+        return ""
+
+    async def crossing(conversation: str, session: Session) -> str:
+        await both.wait()
+        await runner.run(leaf, session, "", conversation=conversation)
+        return conversation
+
+    async def team(prompt: str, session: Session) -> list[Any]:
+        crossed = (runner.run(crossing, session, there, conversation=here) for here, there in ("xy", "yx"))
+        return await asyncio.gather(*crossed, return_exceptions=True)
+
+    ended = (await runner.run(team, "s", "")).output
+    assert any(isinstance(one, SessionBusyError) for one in ended)
+
+
+async def test_a_generator_of_texts_is_an_agent(manager: SessionManager) -> None:
+    def agent(prompt: str, session: Session) -> Iterator[str]:
+        yield prompt
+        yield current_session().id
+
+    assert (await Runner(manager).run(agent, "s", "Hi ")).output == "Hi s"
 
 
 async def test_a_stream_forgotten_altogether_is_discarded(manager: SessionManager) -> None:

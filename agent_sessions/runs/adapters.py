@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from contextlib import aclosing
 from functools import cache
 from importlib.metadata import EntryPoint, entry_points
@@ -152,7 +152,7 @@ def _load(entry_point: EntryPoint) -> Adapter:
 
 
 class CallableAdapter:
-    """An agent that is just a function `(prompt, session)`: sync, async, or an async generator of texts."""
+    """An agent that is just a function `(prompt, session)`: sync, async, or a generator of texts."""
 
     framework = "callable"
 
@@ -205,4 +205,10 @@ async def _called(function: Callable[..., Any], *args: Any) -> Any:
     if inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(type(function).__call__):
         return await function(*args)
     result = await to_thread.run_sync(function, *args)
+    if inspect.isgenerator(result):
+        return await to_thread.run_sync(_joined, result)
     return await result if inspect.isawaitable(result) else result
+
+
+def _joined(texts: Iterable[Any]) -> str:
+    return "".join(texts)

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from contextvars import ContextVar
 from datetime import UTC, datetime
 from weakref import WeakKeyDictionary
 
 from msgspec import Struct
 
+from ..errors import SessionBusyError
 from ..session import Session
 from ..turns.gate import Gate
 from .activations import Activation, SkillCall
@@ -40,9 +41,26 @@ def is_in_skill() -> bool:
     return _in_skill.get()
 
 
-def thread_gate(session: Session, framework: str, thread: str) -> Gate:
-    """What lets the runs of one conversation in one turn follow on one another, also from several event loops."""
-    return _thread_gates.setdefault(session, {}).setdefault((framework, thread), Gate())
+@asynccontextmanager
+async def conversation_of(session: Session, framework: str, thread: str, wait_s: float) -> AsyncIterator[None]:
+    """Let the runs of one conversation in one turn follow on one another, also from several event loops.
+
+    Raises:
+        SessionBusyError: The one before has not ended in time. Perhaps it waits, further down, for this one.
+    """
+    gate = _thread_gates.setdefault(session, {}).setdefault((framework, thread), Gate())
+    try:
+        async with asyncio.timeout(wait_s):
+            await gate.__aenter__()
+    except TimeoutError:
+        raise SessionBusyError(
+            f"another run of this conversation in the same turn of session {session.id!r} has not ended within "
+            f"{wait_s:g} s. If each of the two waits for the other, give one a conversation of its own."
+        ) from None
+    try:
+        yield
+    finally:
+        await gate.__aexit__()
 
 
 @contextmanager

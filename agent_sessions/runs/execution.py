@@ -14,14 +14,14 @@ from typing import Any, Protocol
 from msgspec import Struct
 
 from ..background import finished
-from ..errors import InvalidError, RunPausedError, SessionError
+from ..errors import InvalidError, RunPausedError, SessionError, TurnClosedError
 from ..identifiers import MAX_CONVERSATION_BYTES, check_conversation, check_id
 from ..manager import SessionManager
 from ..session import Session
 from ..turns.turn import CommitMode
 from .activations import Activation, Activations, ActivationStatus, bounded
 from .adapters import Adapter, Call, Outcome, Pending, adapter_for
-from .context import Running, current_run, is_in_skill, running, thread_gate
+from .context import Running, conversation_of, current_run, is_in_skill, running
 
 PAUSED = "paused"
 """The value, in the framework's namespace, that keeps paused runs by thread."""
@@ -41,6 +41,10 @@ class Run:
     """The framework's own result."""
     pending: tuple[Pending, ...] = ()
     """The decisions that a paused run waits for."""
+
+
+class StreamForgottenError(TurnClosedError):
+    """Nobody took the events of a stream."""
 
 
 class Hook(Protocol):
@@ -185,7 +189,7 @@ async def executing(manager: SessionManager, hooks: Sequence[Hook], request: Req
                 options=request.options,
             )
             execution = Execution(adapter, call, activation, hooks)
-            async with thread_gate(session, adapter.framework, thread):
+            async with conversation_of(session, adapter.framework, thread, manager.patience(request.wait_s)):
                 with running(Running(activation, adapter.framework, thread, parent)):
                     yield execution
                 execution.remember_pause()
@@ -193,7 +197,8 @@ async def executing(manager: SessionManager, hooks: Sequence[Hook], request: Req
             activation.response, cut = bounded(execution.outcome.output)
             activation.cut = activation.cut or cut
     except BaseException as error:
-        activation.status = "CANCELLED" if isinstance(error, asyncio.CancelledError) else "FAILED"
+        cancelled = isinstance(error, asyncio.CancelledError | StreamForgottenError)
+        activation.status = "CANCELLED" if cancelled else "FAILED"
         activation.error = error.code if isinstance(error, SessionError) else type(error).__name__
         raise
     finally:

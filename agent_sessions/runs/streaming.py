@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Awaitable, Iterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 
 from .adapters import Call, Event, Outcome
-from .execution import Execution
+from .execution import Execution, StreamForgottenError
 
 EVENTS_AHEAD = 64
 """How many events the agent may be ahead of who reads them."""
@@ -37,14 +37,22 @@ class _Events:
 
     async def put(self, event: Event) -> None:
         """Hand an event over, waiting for a place."""
-        async with asyncio.timeout(self._patience_s):
-            await self._room.acquire()
+        await self._in_time(self._room.acquire())
         self._queue.put_nowait(event)
 
     async def all_taken(self) -> None:
         """Return when the reader has come back for more after every event so far."""
-        async with asyncio.timeout(self._patience_s):
-            await self._queue.join()
+        await self._in_time(self._queue.join())
+
+    async def _in_time(self, reading: Awaitable[object]) -> None:
+        try:
+            async with asyncio.timeout(self._patience_s):
+                await reading
+        except TimeoutError:
+            raise StreamForgottenError(
+                f"nobody took the events of this stream for {self._patience_s:g} s, so the run was cancelled and "
+                "nothing of it is stored. Read a stream to its end, or leave its block."
+            ) from None
 
     def end(self, last: Event | BaseException) -> None:
         """Hand over how the run ended."""
