@@ -343,6 +343,19 @@ async def test_deleting_a_prefix_then_putting_under_it(manager: SessionManager, 
         assert session.namespaces() == []
 
 
+async def test_a_limited_range_looks_past_what_the_turn_has_deleted(
+    manager: SessionManager, elsewhere: SessionManager
+) -> None:
+    async with manager.open("s") as session:
+        await session.collection("c").put_many({"a/1": 1, "a/2": 2, "b": 3, "c": 4, "d": 5})
+    async with elsewhere.open("s") as session:
+        entries = session.collection("c")
+        await entries.delete_prefix("a/")
+        assert await entries.range(limit=2) == [("b", 3), ("c", 4)]
+        await entries.delete("b")
+        assert await entries.range(limit=2) == [("c", 4), ("d", 5)]
+
+
 async def test_many_entries_are_found_though_few_are_kept(manager: SessionManager, elsewhere: SessionManager) -> None:
     names = [f"{n:04}" for n in range(700)]
     async with manager.open("s") as session:
