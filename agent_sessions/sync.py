@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import asyncio
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, contextmanager
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 from .background import call, portal
+from .errors import InvalidError
 from .manager import LogsWanted, SessionManager
 from .record import LockInfo, SessionRecord
 from .session import Collection, Log, Session, ValueNamespace, enter_session, leave_session
 from .settings import Settings
 from .stores.base import CommitStatus, Store
 from .turns.turn import CommitMode
+
+T = TypeVar("T")
 
 
 class SyncLog:
@@ -23,23 +27,23 @@ class SyncLog:
 
     def append(self, items: Sequence[Any]) -> None:
         """See `Log.append`."""
-        call(self._log.append, items)
+        _call(self._log._session, self._log.append, items)
 
     def read(self, limit: int | None = None) -> list[Any]:
         """See `Log.read`."""
-        return call(self._log.read, limit)
+        return _call(self._log._session, self._log.read, limit)
 
     def pop(self) -> Any:
         """See `Log.pop`."""
-        return call(self._log.pop)
+        return _call(self._log._session, self._log.pop)
 
     def clear(self) -> None:
         """See `Log.clear`."""
-        call(self._log.clear)
+        _call(self._log._session, self._log.clear)
 
     def count(self) -> int:
         """See `Log.count`."""
-        return call(self._log.count)
+        return _call(self._log._session, self._log.count)
 
 
 class SyncCollection:
@@ -50,27 +54,27 @@ class SyncCollection:
 
     def get(self, key: str, default: Any = None) -> Any:
         """See `Collection.get`."""
-        return call(self._collection.get, key, default)
+        return _call(self._collection._session, self._collection.get, key, default)
 
     def get_many(self, keys: Iterable[str]) -> dict[str, Any]:
         """See `Collection.get_many`."""
-        return call(self._collection.get_many, keys)
+        return _call(self._collection._session, self._collection.get_many, keys)
 
     def put(self, key: str, value: Any) -> None:
         """See `Collection.put`."""
-        call(self._collection.put, key, value)
+        _call(self._collection._session, self._collection.put, key, value)
 
     def put_many(self, entries: Mapping[str, Any]) -> None:
         """See `Collection.put_many`."""
-        call(self._collection.put_many, entries)
+        _call(self._collection._session, self._collection.put_many, entries)
 
     def delete(self, *keys: str) -> None:
         """See `Collection.delete`."""
-        call(self._collection.delete, *keys)
+        _call(self._collection._session, self._collection.delete, *keys)
 
     def delete_prefix(self, prefix: str) -> None:
         """See `Collection.delete_prefix`."""
-        call(self._collection.delete_prefix, prefix)
+        _call(self._collection._session, self._collection.delete_prefix, prefix)
 
     def range(
         self,
@@ -86,7 +90,7 @@ class SyncCollection:
         async def found() -> list[tuple[str, Any]]:
             return await self._collection.range(prefix=prefix, after=after, before=before, reverse=reverse, limit=limit)
 
-        return call(found)
+        return _call(self._collection._session, found)
 
 
 class SyncNamespace(ValueNamespace):
@@ -255,6 +259,22 @@ class SyncSessionManager:
     def commit_status(self, session_id: str, commit_id: str) -> CommitStatus:
         """See `SessionManager.commit_status`."""
         return call(self._manager.commit_status, session_id, commit_id)
+
+
+def _call(session: Session, function: Callable[..., Awaitable[T]], *args: Any) -> T:
+    """Run an operation of a session in the background thread; refuse what would wait for itself for ever."""
+    try:
+        loop = asyncio.get_running_loop()
+    except RuntimeError:
+        return call(function, *args)
+    if session._open_turn().is_busy_on(loop):
+        raise InvalidError(
+            "CONTEXT",
+            "a blocking call on a session whose operation is under way on this very event loop would never return: "
+            "use the session's async half here, or call from a thread",
+            field="session",
+        )
+    return call(function, *args)
 
 
 @contextmanager

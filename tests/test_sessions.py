@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 
-from agent_sessions import MemoryStore, Session, SessionManager, current_session
+from agent_sessions import MemoryStore, Runner, Session, SessionManager, current_session
 from agent_sessions.errors import InvalidError, SerializationError, SessionError, TurnClosedError
+from agent_sessions.stores.base import Commit, Part
 from tests.fixtures import MakeManager, elsewhere, make_manager, manager
 from tests.support import Before
 
@@ -663,3 +664,28 @@ def test_values_of_a_draft_are_safe_from_any_thread() -> None:
     with ThreadPoolExecutor(4) as threads:
         list(threads.map(lambda _: mine.update("n", lambda n: n + 1, default=0), range(200)))
     assert mine.get("n") == 200
+
+
+async def test_an_update_that_raises_leaves_the_value_as_it_was(manager: SessionManager) -> None:
+    async with manager.open("s") as session:
+        session.set("cart", ["hat"])
+        session.get("cart").append("umbrella")
+
+        def spoil(cart: list[str]) -> None:
+            cart.append("brick")
+            raise KeyError
+
+        with pytest.raises(KeyError):
+            session.update("cart", spoil)
+        assert session.get("cart") == ["hat", "umbrella"]
+    async with manager.read("s") as snapshot:
+        assert snapshot.get("cart") == ["hat", "umbrella"]
+
+
+async def test_no_repr_shows_what_is_stored(manager: SessionManager) -> None:
+    commit = Commit(id=b"8 bytes.", owner="", expected=None, values={Part("default", "key"): b"secret"})
+    answer = await Runner(manager).run(lambda prompt, session: "secret", "s", "secret")
+    async with manager.open("s") as session:
+        session.set("key", "secret")
+        shown = [session, session.namespace("n"), session.log("l"), session.collection("c"), session.record, commit]
+        assert not [one for one in [*shown, answer, await Runner(manager).activations("s")] if "secret" in repr(one)]

@@ -25,9 +25,10 @@ from agent_sessions import (
     SyncSessionManager,
     current_session,
 )
-from agent_sessions.errors import SerializationError, SessionBusyError, TurnClosedError
+from agent_sessions.errors import InvalidError, SerializationError, SessionBusyError, TurnClosedError
 from agent_sessions.stores.base import Store
 from agent_sessions.sync import SyncCollection, SyncLog, SyncNamespace
+from tests.support import Stopping, before
 
 FORK_S = 20.0
 
@@ -382,3 +383,16 @@ def test_a_turn_is_the_parent_s_also_after_a_fork(manager: SyncSessionManager) -
         session.set("y", 1)
     with manager.read("s") as snapshot:
         assert snapshot.items() == [("x", 1), ("y", 1)]
+
+
+async def test_a_blocking_call_that_would_wait_for_its_own_loop_is_refused() -> None:
+    manager = SessionManager(Stopping(MemoryStore()).store)
+    async with manager.open("s", commit="step") as session:
+        held = before(manager, Stopping).stop("commit")
+        step = asyncio.create_task(session.log("items").append([1]))
+        await held.reached.wait()
+        with pytest.raises(InvalidError, match="INVALID_CONTEXT"):
+            SyncSession(session).log("items").append([2])
+        held.lift()
+        await asyncio.gather(step, asyncio.to_thread(SyncSession(session).log("items").append, [3]))
+        assert await session.log("items").read() == [1, 3]

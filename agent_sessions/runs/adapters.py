@@ -14,12 +14,13 @@ from msgspec import Struct, field
 
 from ..errors import InvalidError
 from ..session import Session
+from ..stores.base import Discreet
 from ..turns.turn import CommitMode
 
 ENTRY_POINTS = "agent_sessions.adapters"
 
 
-class Call(Struct, kw_only=True):
+class Call(Discreet, Struct, kw_only=True):
     """One run of an agent, as an adapter gets it."""
 
     agent: Any
@@ -41,7 +42,7 @@ class Call(Struct, kw_only=True):
     """Further arguments of the framework's own run function."""
 
 
-class Pending(Struct, frozen=True):
+class Pending(Discreet, Struct, frozen=True):
     """A decision that a paused run waits for."""
 
     id: str
@@ -50,7 +51,7 @@ class Pending(Struct, frozen=True):
     """What is to be decided on: a tool's arguments, an interrupt's value."""
 
 
-class Outcome(Struct, frozen=True):
+class Outcome(Discreet, Struct, frozen=True):
     """How a run ended."""
 
     output: Any
@@ -65,7 +66,7 @@ class Outcome(Struct, frozen=True):
 EventType = Literal["text", "tool_start", "tool_end", "paused", "done"]
 
 
-class Event(Struct, frozen=True):
+class Event(Discreet, Struct, frozen=True):
     """Something that happens during a streamed run."""
 
     type: EventType

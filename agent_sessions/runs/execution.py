@@ -31,7 +31,7 @@ PAUSED = "paused"
 class Run:
     """How a run ended."""
 
-    output: Any
+    output: Any = field(repr=False)
     """The agent's answer; None of a paused run."""
     session_id: str
     activation_id: str

@@ -29,6 +29,15 @@ HANDOVER_MS = 2_000
 """How long a lease handed to a waiter stays reserved, and how long a waiter that stopped asking keeps its place."""
 
 
+class Discreet:
+    """Of a struct: its `repr` shows no field, since what is stored must not get into a log."""
+
+    __slots__ = ()
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}(...)"
+
+
 # --------------------------------------------------------------------------------------------------- addresses
 
 
@@ -141,7 +150,7 @@ class Lease(NamedTuple):
     until: int
 
 
-class Row(Struct, frozen=True):
+class Row(Discreet, Struct, frozen=True):
     """What a store itself knows of a key, and the record's fields, each in the codec's bytes."""
 
     started_at: int
@@ -156,7 +165,7 @@ class Row(Struct, frozen=True):
     """None: unchanged since `Known.record_tag`."""
 
 
-class Opened(Struct, frozen=True):
+class Opened(Discreet, Struct, frozen=True):
     """A key at one moment."""
 
     now: int
@@ -185,7 +194,7 @@ class Opened(Struct, frozen=True):
 # --------------------------------------------------------------------------------------------------- what is written
 
 
-class LogChange(Struct):
+class LogChange(Discreet, Struct):
     """What becomes of a log: first `clear` or `pop` items from the end, then `append`."""
 
     clear: bool = False
@@ -193,14 +202,14 @@ class LogChange(Struct):
     append: list[bytes] = field(default_factory=list)
 
 
-class CollectionChange(Struct):
+class CollectionChange(Discreet, Struct):
     """What becomes of a collection: first whole prefixes go, then entries are put, or deleted (None)."""
 
     delete_prefixes: list[str] = field(default_factory=list)
     entries: dict[str, bytes | None] = field(default_factory=dict)
 
 
-class Commit(Struct):
+class Commit(Discreet, Struct):
     """One atomic change of a key. It counts as activity: `active_at` becomes now, `gone_at` now + `ttl_ms`."""
 
     id: bytes
@@ -223,7 +232,7 @@ class Commit(Struct):
     """Record fields; None removes one."""
 
 
-class Committed(Struct, frozen=True):
+class Committed(Discreet, Struct, frozen=True):
     """A commit that is stored.
 
     Of a repeated one only `version` is sure (that of the commit itself, also if later ones followed).

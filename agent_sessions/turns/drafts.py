@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
 
 from msgspec import Struct, field, structs
@@ -55,7 +56,7 @@ class Drafts(Struct):
 
 def confirmed(folded: Image, commit: Commit, committed: Committed) -> Image:
     """The folded image with what the store said of it."""
-    row = committed.row or folded.row or Row(0, 0, None, commit.belongs_to, commit.id, None)
+    row = committed.row or folded.row or _row_made_now(commit)
     fields = {name: data for name, data in {**folded.fields, **commit.fields}.items() if data is not None}
     heads, windows = dict(folded.log_heads), dict(folded.logs)
     for part, head in committed.log_heads.items():
@@ -70,3 +71,9 @@ def confirmed(folded: Image, commit: Commit, committed: Committed) -> Image:
         logs=windows,
         collections=collections,
     )
+
+
+def _row_made_now(commit: Commit) -> Row:
+    """Of a new key whose commit was answered as repeated, by this host's clock: nobody keeps it for longer."""
+    now = time.time_ns() // 1_000_000
+    return Row(now, now, None, commit.belongs_to, commit.id, None)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections import deque
+from collections import Counter, deque
 from concurrent.futures import Future
 
 
@@ -15,11 +15,18 @@ class Gate:
         self._lock = threading.Lock()
         self._is_taken = False
         self._waiting: deque[Future[None]] = deque()
+        self._loops: Counter[asyncio.AbstractEventLoop] = Counter()
+
+    def is_used_on(self, loop: asyncio.AbstractEventLoop) -> bool:
+        """Whether somebody on this event loop is in, or waits: then blocking the loop would block the gate."""
+        with self._lock:
+            return self._loops[loop] > 0
 
     async def __aenter__(self) -> None:
         with self._lock:
             place: Future[None] | None = Future() if self._is_taken else None
             self._is_taken = True
+            self._loops[asyncio.get_running_loop()] += 1
             if place is not None:
                 self._waiting.append(place)
         if place is None:
@@ -35,6 +42,7 @@ class Gate:
 
     def _leave(self, place: Future[None] | None) -> None:
         with self._lock:
+            self._loops[asyncio.get_running_loop()] -= 1
             if place is not None and place in self._waiting:  # cancelled while it stood there
                 self._waiting.remove(place)
             elif self._waiting:

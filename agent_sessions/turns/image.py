@@ -8,6 +8,7 @@ from msgspec import Struct, field, structs
 
 from ..stores.base import (
     ABSENT,
+    Discreet,
     EntryRange,
     Known,
     LogHead,
@@ -24,7 +25,7 @@ MOST_ENTRIES = 512
 """How many collection entries an image keeps at most, the newest."""
 
 
-class Image(Struct, frozen=True):
+class Image(Discreet, Struct, frozen=True):
     """A key at one version: its record, all its values, and those logs and entries that were asked for.
 
     Images are never changed; `learned` makes a new one that shares what stayed the same.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import secrets
 import threading
@@ -92,6 +93,10 @@ class Turn:
     def is_open(self) -> bool:
         """Whether it can still be used."""
         return self._closed is None
+
+    def is_busy_on(self, loop: asyncio.AbstractEventLoop) -> bool:
+        """Whether an operation on this event loop is under way, so that blocking the loop would block the turn."""
+        return self._io.is_used_on(loop)
 
     def close(self, reason: str) -> None:
         """From now on every use raises `TurnClosedError` with this reason."""

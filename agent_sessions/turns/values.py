@@ -64,9 +64,21 @@ class Values:
             value = self.get(part, _ABSENT)
             if value is _ABSENT:
                 value = codec.decode(encode_value(part, default))  # a copy: the default must not collect changes
-            changed = change(value)
+            before = None if codec.is_immutable(value) else encode_value(part, value)
+            try:
+                changed = change(value)
+            except BaseException:
+                if before is not None:
+                    self._undo(part, before)
+                raise
             self.set(part, changed)
             return changed
+
+    def _undo(self, part: Part, before: bytes) -> None:
+        """Forget what was changed in place."""
+        self._live.pop(part, None)
+        if before != self._data(part):
+            self._written[part] = before
 
     def names(self, namespace: str) -> list[str]:
         """The names in a namespace, sorted."""
