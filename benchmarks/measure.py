@@ -92,4 +92,4 @@ def table(title: str, rows: list[Row], marks: list[int]) -> None:
 
 
 def promise(text: str, figure: str, kept: bool) -> None:
-    print(f"  {'kept  ' if kept else 'BROKEN'} {text}: {figure}", flush=True)
+    print(f"  {'kept  ' if kept else 'MISSED'} {text}: {figure}", flush=True)
