@@ -7,6 +7,7 @@ import gc
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Awaitable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -854,3 +855,22 @@ print([name for name in ("agents", "openai", "langgraph", "redis", "opentelemetr
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.split("\n")[:2] == ["Hi", "[]"]
+
+
+def test_a_package_of_the_users_own_may_have_a_frameworks_name(tmp_path: Path) -> None:
+    (tmp_path / "agents").mkdir()
+    (tmp_path / "agents" / "__init__.py").write_text(
+        "class Helper:\n    async def __call__(self, prompt, session):\n        return prompt.upper()\n"
+        "class Thing:\n    pass\n"
+    )
+    code = """
+from agent_sessions import Runner, SessionError
+from agents import Helper, Thing
+print(Runner().run_sync(Helper(), "s", "hi").output)
+try:
+    Runner().run_sync(Thing(), "s", "hi")
+except SessionError as error:
+    print(error.code)
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["HI", "INVALID_AGENT"]

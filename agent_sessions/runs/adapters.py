@@ -126,17 +126,23 @@ def adapter_for(agent: Any) -> Adapter:
     Raises:
         InvalidError: `INVALID_AGENT`: it belongs to no known framework and can't be called either.
     """
-    known = _entry_points()
+    known, problem = _entry_points(), None
     for cls in type(agent).__mro__:
         entry_point = known.get(cls.__module__.partition(".")[0])
         if entry_point is not None:
-            return _load(entry_point)
+            try:
+                return _load(entry_point)
+            except ImportError as error:  # a package of the user's own may have a framework's name
+                problem = error
     if callable(agent):
         return CallableAdapter()
+    what = f"{type(agent).__module__}.{type(agent).__qualname__}"
+    if problem is not None:
+        raise InvalidError("AGENT", f"the adapter for {what} can't be imported: {problem}", field="agent") from problem
     raise InvalidError(
         "AGENT",
-        f"{type(agent).__module__}.{type(agent).__qualname__} is no agent of a framework that is known here "
-        f"({', '.join(sorted(known)) or 'none is installed'}), and no callable (prompt, session)",
+        f"{what} is no agent of a framework that is known here ({', '.join(sorted(known)) or 'none is installed'}), "
+        "and no callable (prompt, session)",
         field="agent",
     )
 
