@@ -825,14 +825,16 @@ def test_run_sync_from_many_threads_at_once_loses_nothing() -> None:
 
 async def test_cancelled_in_its_commit_a_run_is_stored_and_raises(make_manager: MakeManager) -> None:
     manager = make_manager(Stopping)
+    runner = Runner(manager)
     barrier = before(manager, Stopping).stop("commit")
-    running = asyncio.create_task(Runner(manager).run(count, "s", "Hi"))
+    running = asyncio.create_task(runner.run(count, "s", "Hi"))
     await barrier.reached.wait()
     running.cancel()
     await asyncio.sleep(0)
     barrier.lift()
     assert type(await error_of(running)) is asyncio.CancelledError
     assert await runs_of(manager) == 1
+    assert (await only_activation(runner)).status == "COMPLETE"
 
 
 # ------------------------------------------------------------------------------------------------------------- imports

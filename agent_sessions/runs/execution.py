@@ -85,6 +85,12 @@ class Execution:
         self._activation = activation
         self._hooks = hooks
         self._namespace = call.session.namespace(adapter.framework)
+        self._turn = call.session._open_turn()
+
+    @property
+    def is_stored(self) -> bool:
+        """Whether the turn that it was part of is over and stored."""
+        return self._turn.is_stored
 
     async def work(self, run: Callable[[Call], Awaitable[Outcome]]) -> None:
         """Run the agent, with the hooks around it."""
@@ -174,6 +180,7 @@ async def executing(manager: SessionManager, hooks: Sequence[Hook], request: Req
         logs={(adapter.framework, name): None for name in adapter.logs(thread)},
     )
     starting = await _starting(activations, activation, manager.store.never_waits)
+    execution: Execution | None = None
     try:
         async with opening as session:
             call = Call(
@@ -197,13 +204,14 @@ async def executing(manager: SessionManager, hooks: Sequence[Hook], request: Req
             activation.response, cut = bounded(execution.outcome.output)
             activation.cut = activation.cut or cut
     except BaseException as error:
-        cancelled = isinstance(error, asyncio.CancelledError | StreamForgottenError)
-        activation.status = "CANCELLED" if cancelled else "FAILED"
-        activation.error = error.code if isinstance(error, SessionError) else type(error).__name__
+        if execution is None or not execution.is_stored:  # else cancelled in its commit, which went on to its end
+            cancelled = isinstance(error, asyncio.CancelledError | StreamForgottenError)
+            activation.status = "CANCELLED" if cancelled else "FAILED"
+            activation.error = error.code if isinstance(error, SessionError) else type(error).__name__
         raise
     finally:
-        if parent is None and "session" in locals():
-            session.volatile.clear()
+        if parent is None and execution is not None:
+            execution.call.session.volatile.clear()
         activation.end = datetime.now(UTC)
         await finished(lambda: _finish(activations, activation, starting))
 
