@@ -120,19 +120,7 @@ def pack_open(
         keys.append(names.log(name))
         specs.append(struct.pack(">dddB", log.count, log.last, -1 if log.limit is None else log.limit, itself))
 
-    places: dict[Part, int] = {}
-    for part in [part for part, _ in wanted.entries] + [a_range.part for a_range in wanted.ranges]:
-        if part not in places:
-            places[part] = len(places)
-            keys.extend(names.collection(part_id(part)))
-    for part, entry in wanted.entries:
-        specs.append(struct.pack(">H", places[part]))
-        argv.append(encode(entry))
-    for a_range in wanted.ranges:
-        limit = -1 if a_range.limit is None else a_range.limit
-        specs.append(struct.pack(">HBd", places[a_range.part], a_range.reverse, limit))
-        argv.extend(_bounds(a_range))
-
+    specs += _ask_collections(names, wanted, keys, argv)
     argv[0] = b"".join(
         (
             struct.pack(">dBddB", now, flags, ms, revision, len(commit_id)) + commit_id,
@@ -144,6 +132,23 @@ def pack_open(
         )
     )
     return OpenCall(keys, argv, beside, logs_beside, values_beside)
+
+
+def _ask_collections(names: KeyNames, wanted: Wanted, keys: list[bytes], argv: list[bytes]) -> list[bytes]:
+    """Add the keys and arguments of entries and ranges; return what the header says of them."""
+    specs, places = [], dict[Part, int]()
+    for part in [part for part, _ in wanted.entries] + [a_range.part for a_range in wanted.ranges]:
+        if part not in places:
+            places[part] = len(places)
+            keys.extend(names.collection(part_id(part)))
+    for part, entry in wanted.entries:
+        specs.append(struct.pack(">H", places[part]))
+        argv.append(encode(entry))
+    for a_range in wanted.ranges:
+        limit = -1 if a_range.limit is None else a_range.limit
+        specs.append(struct.pack(">HBd", places[a_range.part], a_range.reverse, limit))
+        argv.extend(_bounds(a_range))
+    return specs
 
 
 def _reads_itself(log: LogWanted, name: bytes, known: Known | None, held: Registry | None, long_log: int) -> bool:
