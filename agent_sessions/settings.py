@@ -86,6 +86,39 @@ class CacheSettings(_Section):
     """Bytes kept in all. 0 switches the cache off. The default is 64 MiB."""
 
 
+class SQLiteSettings(_Section):
+    """SQLite, for `AK_SESSION__TYPE` `sqlite`."""
+
+    path: Path = Path("agent-sessions.db")
+    """The file, which is made if it is not there, for its owner alone. Relative to the working directory."""
+
+
+class DynamoDBSettings(_Section):
+    """Amazon DynamoDB, for `AK_SESSION__TYPE` `dynamodb`. Credentials come by the AWS default chain."""
+
+    table_name: str | None = Field(None, pattern=r"^[A-Za-z0-9_.-]{3,255}$")
+    """The table: 3 to 255 letters, digits, `_`, `-` and `.`. It has to be named."""
+
+    region: str | None = None
+    """The AWS region. None: by the AWS default chain."""
+
+    endpoint_url: str | None = None
+    """Another endpoint than the region's own, such as DynamoDB Local at `http://localhost:8000`."""
+
+    create_table: bool = False
+    """Make the table when it is missing, with its indexes and its TTL, and wait until it is ready."""
+
+    ttl: TtlSeconds | None = None
+    """Seconds, 0 to a century (0 = kept for ever), in place of `AK_SESSION__TTL` where the store is `dynamodb`."""
+
+
+class EncryptionSettings(_Section):
+    """Encryption at rest, in every store."""
+
+    keys: tuple[SecretStr, ...] = ()
+    """Keys of 32 bytes in base64, as a JSON list. The first encrypts, all decrypt. Empty: nothing is encrypted."""
+
+
 class RedisSettings(_Section):
     """Redis or Valkey, for `AK_SESSION__TYPE` `redis` and `valkey`.
 
@@ -180,7 +213,7 @@ class Settings(BaseSettings):
     )
 
     type: StoreType = "in_memory"
-    """The store: `in_memory`, `redis`, `valkey`, the name of another installed one, or the dotted path of a class of
+    """The store: `in_memory`, `sqlite`, `redis`, `valkey`, `dynamodb`, the name of another installed one, or the dotted path of a class of
     your own, `package.module:Class`."""
 
     ttl: TtlSeconds = 604_800
@@ -190,8 +223,17 @@ class Settings(BaseSettings):
     cache: CacheSettings = Field(default_factory=CacheSettings)
     """The cache of this process."""
 
+    sqlite: SQLiteSettings = Field(default_factory=SQLiteSettings)
+    """SQLite."""
+
     redis: RedisSettings = Field(default_factory=RedisSettings)
     """Redis or Valkey."""
+
+    dynamodb: DynamoDBSettings = Field(default_factory=DynamoDBSettings)
+    """Amazon DynamoDB."""
+
+    encryption: EncryptionSettings = Field(default_factory=EncryptionSettings)
+    """Encryption at rest."""
 
     turn: TurnSettings = Field(default_factory=TurnSettings)
     """Turns: waiting and leases."""
@@ -199,7 +241,8 @@ class Settings(BaseSettings):
     @property
     def session_ttl(self) -> timedelta | None:
         """The TTL in force for the store of this `type`; None = kept for ever."""
-        own = self.redis.ttl if self.type in ("redis", "valkey") else None
+        section = {"redis": self.redis, "valkey": self.redis, "dynamodb": self.dynamodb}.get(self.type)
+        own = None if section is None else section.ttl
         seconds = self.ttl if own is None else own
         return timedelta(seconds=seconds) if seconds else None
 

@@ -139,7 +139,10 @@ class LeaseWanted(NamedTuple):
     """Unique for each turn. It names host, process and turn, for the person who asks who holds the session."""
     ms: int
     queue: bool
-    """If the lease is not free: stand in the queue (under the owner's name), to be woken by `Store.wait`."""
+    """If the lease is not free: stand in the queue (under the owner's name), to be woken by `Store.wait`.
+
+    A backend that can't keep a queue lets its waiters ask again and again, each between 100 ms and 1 s after its last
+    try, and serves them in no order."""
 
 
 class Lease(NamedTuple):
@@ -210,7 +213,11 @@ class CollectionChange(Discreet, Struct):
 
 
 class Commit(Discreet, Struct):
-    """One atomic change of a key. It counts as activity: `active_at` becomes now, `gone_at` now + `ttl_ms`."""
+    """One atomic change of a key.
+
+    It counts as activity: `active_at` becomes now, `gone_at` now + `ttl_ms`. One that is marked as maintenance leaves
+    both as they are, and so the key's place in every listing.
+    """
 
     id: bytes
     """8 random bytes. A commit whose id the key remembers is answered as stored, and not applied again."""
@@ -222,6 +229,8 @@ class Commit(Discreet, Struct):
     """Keep (or take) the lease for so long from now; None: release it and wake the next waiter."""
     ttl_ms: int | None = None
     """None: the key never goes by itself."""
+    maintenance: bool = False
+    """True: no activity. Only of a key that exists: `expected` is its version."""
     belongs_to: str | None = None
     """Set when the key is made, or has none yet; an existing one stays."""
     values: dict[Part, bytes | None] = field(default_factory=dict)
@@ -276,6 +285,13 @@ class Page(NamedTuple):
     next: Cursor | None
 
 
+class Keys(NamedTuple):
+    """A page of a scan. `next` is None at its end."""
+
+    keys: list[Key]
+    next: bytes | None
+
+
 # --------------------------------------------------------------------------------------------------- the protocol
 
 
@@ -315,6 +331,7 @@ class Store(Protocol):
             SessionConflictError: It is not at the expected version (and the commit was not stored before).
             SessionBusyError: Somebody else's lease is live.
             SessionNotFoundError: It was expected to exist and is absent.
+            CommitTooLargeError: It is more than the backend can take in one step. Nothing is stored.
             CommitUnknownError: The commit is not among those that the key remembers, and so many followed on the
                 expected version that it might have been.
 
@@ -367,6 +384,14 @@ class Store(Protocol):
 
     async def count(self, tenant: str, kind: Kind, *, belongs_to: str | None = None) -> int:
         """Count what `find` would list, without reading it."""
+        ...
+
+    async def scan(self, *, limit: int = 100, cursor: bytes | None = None) -> Keys:
+        """Go through every live key of every tenant and kind, about `limit` at a time, in no order: for maintenance.
+
+        A key that is there from the first page to the last is on at least one of them, on several perhaps; a page may
+        be empty, and yet not the last. A cursor stays good across processes and restarts.
+        """
         ...
 
     async def detach(self) -> None:
