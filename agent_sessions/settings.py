@@ -213,8 +213,8 @@ class Settings(BaseSettings):
     )
 
     type: StoreType = "in_memory"
-    """The store: `in_memory`, `sqlite`, `redis`, `valkey`, `dynamodb`, the name of another installed one, or the dotted path of a class of
-    your own, `package.module:Class`."""
+    """The store: `in_memory`, `sqlite`, `redis`, `valkey`, `dynamodb`, the name of another installed one, or the dotted
+    path of a class of your own, `package.module:Class`."""
 
     ttl: TtlSeconds = 604_800
     """Seconds since its last activity after which a session is gone, 0 to a century. 0 = kept for ever. The default
