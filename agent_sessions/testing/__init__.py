@@ -10,15 +10,15 @@ from agent_sessions.testing.agents import ScriptedAgent
 from agent_sessions.testing.clock import FakeClock
 
 if TYPE_CHECKING:
-    from agent_sessions.testing.conformance import LostReplies, StoreConformance
+    from agent_sessions.testing.conformance import LostReplies, ServedInOrder, StoreConformance
 
-__all__ = ["FakeClock", "LostReplies", "ScriptedAgent", "StoreConformance"]
+__all__ = ["FakeClock", "LostReplies", "ScriptedAgent", "ServedInOrder", "StoreConformance"]
 
 _CONFORMANCE = "agent_sessions.testing.conformance"
 
 
 def __getattr__(name: str) -> Any:
-    if name not in ("LostReplies", "StoreConformance"):
+    if name not in ("LostReplies", "ServedInOrder", "StoreConformance"):
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     import pytest
 

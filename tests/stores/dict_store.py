@@ -179,6 +179,12 @@ class DictStore:
     async def count(self, tenant: str, kind: base.Kind, *, belongs_to: str | None = None) -> int:
         return len(self.listed(tenant, kind, belongs_to))
 
+    async def scan(self, *, limit: int = 100, cursor: bytes | None = None) -> base.Keys:
+        with self.lock:
+            live = {repr(key).encode(): key for key in list(self.history) if self.tidy(key)[1]}
+        names = sorted(name for name in live if cursor is None or name > cursor)
+        return base.Keys([live[name] for name in names[:limit]], names[limit - 1] if len(names) > limit else None)
+
     async def detach(self) -> None:
         pass
 
@@ -223,10 +229,12 @@ class DictStore:
 
 def apply(state: State, commit: Commit, now: int) -> None:
     state.version = Version(state.version.revision + 1, commit.id)
-    gone_at = None if commit.ttl_ms is None else now + commit.ttl_ms
+    active_at, gone_at = now, None if commit.ttl_ms is None else now + commit.ttl_ms
+    if commit.maintenance:
+        active_at, gone_at = state.row.active_at, state.row.gone_at
     belongs_to = commit.belongs_to if state.row.belongs_to is None else state.row.belongs_to
     tag = commit.id if commit.fields else state.row.record_tag
-    state.row = Row(state.row.started_at, now, gone_at, belongs_to, tag, None)
+    state.row = Row(state.row.started_at, active_at, gone_at, belongs_to, tag, None)
     merge(state.fields, commit.fields)
     for part, data in commit.values.items():
         merge(state.values.setdefault(part.namespace, {}), {part.name: data})

@@ -11,7 +11,7 @@ import pytest
 from agent_sessions.clock import Clock
 from agent_sessions.stores.base import Store
 from agent_sessions.stores.memory import MemoryStore
-from agent_sessions.testing import FakeClock, LostReplies, StoreConformance
+from agent_sessions.testing import FakeClock, LostReplies, ServedInOrder, StoreConformance
 from agent_sessions.testing.conformance.faults import Fault
 
 from .losing_proxy import losing_proxy
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from tests.conftest import RedisServer
 
 
-class TestMemoryStore(StoreConformance):
+class TestMemoryStore(ServedInOrder, StoreConformance):
     """One object stands for all processes: it has no backend but itself."""
 
     @pytest.fixture(autouse=True)
@@ -31,7 +31,7 @@ class TestMemoryStore(StoreConformance):
         return self.stores.setdefault(clock, MemoryStore(clock))
 
 
-class TestRedisStore(LostReplies, StoreConformance):
+class TestRedisStore(LostReplies, ServedInOrder, StoreConformance):
     """Each store with connections of its own, on a real redis-server."""
 
     EXAMPLES = 30

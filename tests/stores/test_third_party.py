@@ -6,12 +6,12 @@ import pytest
 
 from agent_sessions.clock import Clock
 from agent_sessions.stores.base import Store
-from agent_sessions.testing import StoreConformance
+from agent_sessions.testing import ServedInOrder, StoreConformance
 
 from .dict_store import DictStore
 
 
-class TestDictStore(StoreConformance):
+class TestDictStore(ServedInOrder, StoreConformance):
     """The store in `dict_store.py`."""
 
     EXAMPLES = 20

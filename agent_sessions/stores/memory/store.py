@@ -10,9 +10,11 @@ import asyncio
 import os
 import threading
 from collections.abc import Iterable
-from heapq import heapify, heappop, heappush
+from heapq import heapify, heappop, heappush, nsmallest
 from typing import NamedTuple, Self
 from weakref import WeakSet
+
+import msgspec
 
 from agent_sessions.clock import Clock, SystemClock
 from agent_sessions.errors import (
@@ -31,6 +33,7 @@ from agent_sessions.stores.base import (
     Cursor,
     Found,
     Key,
+    Keys,
     Kind,
     Known,
     Lease,
@@ -230,6 +233,15 @@ class MemoryStore:
             self._sweep(self._clock.now_ms(), None)
             return len(self._places.get((tenant, kind, belongs_to), ()))
 
+    async def scan(self, *, limit: int = 100, cursor: bytes | None = None) -> Keys:
+        """See `Store.scan`."""
+        with self._lock:
+            self._sweep(self._clock.now_ms(), None)
+            after = None if cursor is None else msgspec.msgpack.decode(cursor, type=Key)
+            live = (key for key, slot in self._slots.items() if slot.state is not None and (not after or key > after))
+            keys = nsmallest(max(1, limit), live)
+            return Keys(keys, msgspec.msgpack.encode(keys[-1]) if len(keys) >= limit else None)
+
     async def detach(self) -> None:
         """Nothing is held for a loop."""
 
@@ -391,8 +403,9 @@ class _State:
     def apply(self, commit: Commit, now: int) -> dict[Part, LogHead]:
         """Change the state; return the heads of the logs that changed."""
         self.commits.add(commit.id)
-        self.active_at = now
-        self.gone_at = None if commit.ttl_ms is None else now + commit.ttl_ms
+        if not commit.maintenance:
+            self.active_at = now
+            self.gone_at = None if commit.ttl_ms is None else now + commit.ttl_ms
         if self.belongs_to is None:
             self.belongs_to = commit.belongs_to
         if commit.fields:

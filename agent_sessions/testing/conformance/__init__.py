@@ -6,7 +6,8 @@ class TestMyStore(StoreConformance):
         return MyStore("my-backend://localhost", clock=clock)
 ```
 
-It runs under pytest-asyncio with `asyncio_mode = "auto"`.
+A store that keeps its waiters in a queue adds the chapter `ServedInOrder`; one on the other side of a wire, of which
+a test can cut the connection, `LostReplies`. It runs under pytest-asyncio with `asyncio_mode = "auto"`.
 """
 
 from agent_sessions.testing.conformance.commits import Commits
@@ -17,10 +18,12 @@ from agent_sessions.testing.conformance.expiry import Expiry
 from agent_sessions.testing.conformance.faults import LostReplies
 from agent_sessions.testing.conformance.leases import Leases
 from agent_sessions.testing.conformance.listing import Listing
+from agent_sessions.testing.conformance.maintenance import Maintenance
 from agent_sessions.testing.conformance.model import AnySequence
+from agent_sessions.testing.conformance.queue import ServedInOrder
 
-__all__ = ["LostReplies", "StoreConformance"]
+__all__ = ["LostReplies", "ServedInOrder", "StoreConformance"]
 
 
-class StoreConformance(Commits, Contents, Deltas, Leases, Expiry, Listing, Concurrency, AnySequence):
-    """All chapters. A subclass defines `make_store`."""
+class StoreConformance(Commits, Contents, Deltas, Leases, Expiry, Listing, Maintenance, Concurrency, AnySequence):
+    """What every store has to pass. A subclass defines `make_store`."""

@@ -75,6 +75,12 @@ class Harness:
         """A session that does not exist yet."""
         return Key(tenant, "session", "s-1")
 
+    @pytest.fixture
+    async def made(self, store: Store, key: Key) -> Key:
+        """The same, which exists."""
+        await store.commit(key, change(values={Part("default", "a"): b"1"}))
+        return key
+
 
 def new_id() -> bytes:
     """The id of a commit or of another write."""
