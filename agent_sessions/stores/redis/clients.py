@@ -122,6 +122,14 @@ class LoopClient:
                 raise self.unavailable(reply) from reply
         return done[0], done[1:]
 
+    async def query(self, commands: Sequence[Command]) -> list[Any]:
+        """Send commands in one piece and return their replies; raise the first error."""
+        replies = await self.exchange(commands) if commands else []
+        for reply in replies:
+            if isinstance(reply, Exception):
+                raise self.unavailable(reply) from reply
+        return replies
+
     async def exchange(self, commands: Sequence[Command]) -> list[Any]:
         """Send commands in one piece and return their replies; errors of single ones stand in their places."""
         packed, maybe_done = _pack(commands), False

@@ -11,10 +11,10 @@
 --   {'K', registry, belongs to}     keys missing: declare these too and repeat
 --   {'F', format} {'L', id}         as in open.lua
 
-local EXPECTS, HAS_USER_INDEX, HOLDS = 1, 2, 4
+local EXPECTS, HAS_USER_INDEX, HOLDS, IS_MAINTENANCE = 1, 2, 4, 8
 
-local now, id, flags, expected_rev, expected_id, hold, ttl, owner, belongs, declared, member, n_put, n_del,
-  n_values, n_logs, n_collections, at = struct.unpack('>dc8BdBc0ddI2c0I2c0I2c0I2c0I2I2I2I2I2', ARGV[1])
+local now, id, flags, expected_rev, expected_id, hold, ttl, owner, belongs, declared, member, hashed, n_put, n_del,
+  n_values, n_logs, n_collections, at = struct.unpack('>dc8BdBc0ddI2c0I2c0I2c0I2c0I2c0I2I2I2I2I2', ARGV[1])
 local function has(flag) return bit.band(flags, flag) ~= 0 end
 
 now = clock(now)
@@ -129,7 +129,8 @@ end
 -- The first write is one that a full Redis refuses, so that it refuses the commit whole.
 local rev = (m.exists and m.rev or 0) + 1
 local started = m.exists and m.started or now
-local gone = ttl >= 0 and now + ttl or nil
+local active, gone = now, ttl >= 0 and now + ttl or nil
+if has(IS_MAINTENANCE) and m.exists then active, gone = m.active, m.gone end
 local tag = (n_put + n_del > 0 or not m.exists) and id or m.tag
 
 if m.found and not m.exists then
@@ -141,13 +142,14 @@ if m.found and not m.exists then
   for i = first_part, #KEYS do call('UNLINK', KEYS[i]) end
 end
 
-local set = {'v', rev, 'i', id, 'c', ring_put(ring, rev, id), 's', started, 'a', now, 't', tag, 'f', FORMAT}
+local set = {'v', rev, 'i', id, 'c', ring_put(ring, rev, id), 's', started, 'a', active, 't', tag, 'f', FORMAT}
 local function add(name, value)
   set[#set + 1] = name
   set[#set + 1] = value
 end
 if gone then add('g', gone) end
 if whose ~= '' and not (m.exists and m.belongs) then add('b', whose) end
+if hashed ~= '' and not m.exists then add('n', hashed) end
 if n_logs > 0 and n_values + n_collections == 0 then add('k', registry()) end
 call('HSET', K, unpack(set))
 if m.gone and not gone then call('HDEL', K, 'g') end
@@ -229,7 +231,7 @@ elseif not m.exists or m.gone then
 end
 
 for i = 2, first_part - 1, 2 do
-  call('ZADD', KEYS[i], now, member)
+  call('ZADD', KEYS[i], active, member)
   call('ZADD', KEYS[i + 1], gone or '+inf', member)
   if not m.exists then
     -- Who makes a place takes a few expired ones away, so that an index that nobody lists does not grow for ever.
@@ -244,7 +246,7 @@ end
 
 local previous = m.exists and m.id or ''
 return {
-  struct.pack('>dddd', rev, now, started, gone or -1)
+  struct.pack('>dddd', rev, active, started, gone or -1)
     .. struct.pack('>Bc0Bc0I2c0', #previous, previous, #tag, tag, #whose, whose),
   table.concat(changed),
 }

@@ -15,6 +15,7 @@
 --   c  ring of the last 64 commit ids, 8 bytes each; that of revision n stands at n % 64
 --   s  started at    a  active at    g  gone at (absent: never)    b  belongs to: `=` and the user (absent: nobody)
 --   t  tag of the record    f  format    k  registry    .<name>  a record field
+--   n  tenant and id, each after its 2-byte length, where the key's name has but their hash
 --   lo lx ls  the lease: owner, end, since               w  the queue: [owner, deadline, channel, ...] as msgpack
 --
 -- The registry is what the session has: entries of (2-byte length, id, three 6-byte numbers), where id is

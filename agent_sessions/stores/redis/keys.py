@@ -11,13 +11,22 @@ import re
 from hashlib import blake2b
 
 from agent_sessions.errors import InvalidError
-from agent_sessions.stores.base import Key, Part
+from agent_sessions.stores.base import Key, Kind, Part
 
 LONGEST_TAG = 96
 """Bytes of tenant and id in a key name; longer ones are replaced by their hash."""
 
-_KINDS = {"session": b"s", "user": b"u", "app": b"a", "agent": b"g", "run": b"r", "system": b"y"}
+_KINDS: dict[Kind, bytes] = {
+    "session": b"s",
+    "user": b"u",
+    "app": b"a",
+    "agent": b"g",
+    "run": b"r",
+    "system": b"y",
+}
+_KIND_OF = {letter: kind for kind, letter in _KINDS.items()}
 _SPECIAL = re.compile(rb"[%#{}/\x00-\x1f\x7f]")
+_GLOB = re.compile(rb"[\\\[\]*?^-]")
 _ESCAPED = re.compile(rb"%([0-9A-F]{2})")
 
 
@@ -69,11 +78,17 @@ def part_of(raw: bytes) -> Part:
 class KeyNames:
     """The names of one key's keys."""
 
-    __slots__ = ("active_index", "gone_index", "main", "member", "scope", "values")
+    __slots__ = ("active_index", "gone_index", "hashed", "main", "member", "scope", "values")
 
     def __init__(self, prefix: bytes, key: Key) -> None:
         kind = prefix + _KINDS[key.kind]
-        self.main = kind + b"{" + _tag(key.tenant, key.id) + b"}"
+        tag = escape(key.tenant) + b"/" + escape(key.id)
+        self.hashed = b""
+        """What the name can't tell, since it is too long for it."""
+        if len(tag) > LONGEST_TAG:
+            tag = _hash(tag)
+            self.hashed = b"".join(len(raw).to_bytes(2) + raw for raw in (encode(key.tenant), encode(key.id)))
+        self.main = kind + b"{" + tag + b"}"
         self.values = self.main + b":v"
         self.member = encode(key.id)
         self.scope = kind + b"@" + _short(escape(key.tenant))
@@ -122,21 +137,34 @@ class Names:
         """The names of a key's keys, not kept."""
         return KeyNames(self._prefix, key)
 
-    def indexes(self, tenant: str, kind: str, belongs_to: str | None) -> tuple[bytes, bytes]:
+    def indexes(self, tenant: str, kind: Kind, belongs_to: str | None) -> tuple[bytes, bytes]:
         """The indexes of a tenant's keys of a kind (of one user): by activity, by end."""
         scope = self._prefix + _KINDS[kind] + b"@" + _short(escape(tenant))
         if belongs_to is None:
             return scope + b":a", scope + b":g"
         return _user_indexes(scope, user_id(belongs_to))
 
+    @property
+    def pattern(self) -> bytes:
+        """What SCAN looks for; it finds every main key, and a few others."""
+        return _GLOB.sub(rb"\\\g<0>", self._prefix) + b"[" + b"".join(_KIND_OF) + b"]{*}"
+
+    def key_of(self, main: bytes, hashed: bytes | None) -> Key | None:
+        """Whose main key this is, given the field that keeps what its name can't tell; None if it is none."""
+        kind, tag = _KIND_OF.get(main[len(self._prefix) :][:1]), main[len(self._prefix) + 2 : -1]
+        if kind is None or b"}" in tag:
+            return None
+        if not tag.startswith(b"#"):
+            tenant, _, id = tag.partition(b"/")
+            return Key(unescape(tenant), kind, unescape(id))
+        if hashed is None:
+            return None
+        end = 2 + int.from_bytes(hashed[:2])
+        return Key(decode(hashed[2:end]), kind, decode(hashed[end + 2 :]))
+
     def channel(self, token: str) -> bytes:
         """The channel on which one event loop of one process is woken."""
         return self._prefix + b"w@" + token.encode()
-
-
-def _tag(tenant: str, id: str) -> bytes:
-    tag = escape(tenant) + b"/" + escape(id)
-    return tag if len(tag) <= LONGEST_TAG else _hash(tag)
 
 
 def _short(escaped: bytes) -> bytes:

@@ -268,7 +268,7 @@ def pairs(flat: list[bytes]) -> list[tuple[bytes, bytes]]:
 
 # --------------------------------------------------------------------------------------------------- commit
 
-_EXPECTS, _HAS_USER_INDEX, _HOLDS = 1, 2, 4
+_EXPECTS, _HAS_USER_INDEX, _HOLDS, _IS_MAINTENANCE = 1, 2, 4, 8
 _COMMIT_NUMBERS = struct.Struct(">HHHHH")
 
 
@@ -307,7 +307,7 @@ def pack_commit(names: KeyNames, now: int, commit: Commit, held: Registry | None
 
     expected = commit.expected
     flags = (_EXPECTS if expected is not None else 0) | (_HAS_USER_INDEX if declared else 0)
-    flags |= _HOLDS if commit.hold_ms is not None else 0
+    flags |= (_HOLDS if commit.hold_ms is not None else 0) | (_IS_MAINTENANCE if commit.maintenance else 0)
     revision, commit_id = expected if expected is not None else (0, b"")
     ttl = -1 if commit.ttl_ms is None else commit.ttl_ms
     argv[0] = b"".join(
@@ -315,7 +315,7 @@ def pack_commit(names: KeyNames, now: int, commit: Commit, held: Registry | None
             struct.pack(">d", now) + commit.id,
             struct.pack(">BdB", flags, revision, len(commit_id)) + commit_id,
             struct.pack(">dd", commit.hold_ms or 0, ttl),
-            *map(_string, (encode(commit.owner), belongs, declared, names.member)),
+            *map(_string, (encode(commit.owner), belongs, declared, names.member, names.hashed)),
             _COMMIT_NUMBERS.pack(
                 len(puts), len(commit.fields) - len(puts), len(namespaces), len(commit.logs), len(commit.collections)
             ),
@@ -389,13 +389,13 @@ _STORED = struct.Struct(">dddd")
 
 def unpack_stored(raw: bytes, commit_id: bytes) -> StoredHead:
     """Read the answer."""
-    revision, now, started, gone = _STORED.unpack_from(raw)
+    revision, active, started, gone = _STORED.unpack_from(raw)
     previous, at = _short_string(raw, _STORED.size)
     tag, at = _short_string(raw, at)
     belongs, at = _long_string(raw, at)
     row = Row(
         started_at=int(started),
-        active_at=int(now),
+        active_at=int(active),
         gone_at=int(gone) if gone >= 0 else None,
         belongs_to=user_of(belongs),
         record_tag=tag,

@@ -24,6 +24,7 @@ from agent_sessions.stores.base import (
     Cursor,
     Found,
     Key,
+    Keys,
     Kind,
     Known,
     Lease,
@@ -353,11 +354,9 @@ class RedisStore:
     ) -> list[bytes]:
         """Append the live ones to `found`; return those that are gone."""
         keys = [scope._replace(id=place.id) for place in places]
-        replies = await client.exchange([(b"HGETALL", self._names.once(key).main) for key in keys]) if keys else []
+        replies = await client.query([(b"HGETALL", self._names.once(key).main) for key in keys])
         gone = []
         for key, place, reply in zip(keys, places, replies, strict=True):
-            if isinstance(reply, Exception):
-                raise client.unavailable(reply) from reply
             row = _row(key, dict(scripts.pairs(reply)), now)
             if row is None or (belongs_to is not None and row.belongs_to != belongs_to):
                 gone.append(encode(place.id))
@@ -369,6 +368,20 @@ class RedisStore:
         """See `Store.count`."""
         keys = self._names.indexes(tenant, kind, belongs_to)
         return int(await self._run(scripts.COUNT, list(keys), [scripts.pack_now(self._now())]))
+
+    async def scan(self, *, limit: int = 100, cursor: bytes | None = None) -> Keys:
+        """See `Store.scan`."""
+        client = self._clients.current()
+        asked = (b"SCAN", cursor or b"0", b"MATCH", self._names.pattern, b"COUNT", b"%d" % max(1, limit))
+        (following, mains), (seconds, _) = await client.query([asked, (b"TIME",)])
+        now = int(seconds) * 1000 if self._clock is None else self._clock.now_ms()
+        records = await client.query([(b"HMGET", main, b"v", b"g", b"n") for main in mains])
+        live = [
+            self._names.key_of(main, hashed)
+            for main, (revision, gone, hashed) in zip(mains, records, strict=True)
+            if revision is not None and (gone is None or float(gone) > now)
+        ]
+        return Keys([key for key in live if key is not None], None if following == b"0" else following)
 
     async def detach(self) -> None:
         """See `Store.detach`."""
