@@ -58,8 +58,9 @@ class Life:
     def apply(self, commit: Commit, now: int) -> None:
         """The meaning of a commit."""
         self.commits.append(Version(len(self.commits) + 1, commit.id))
-        self.active_at = now
-        self.gone_at = None if commit.ttl_ms is None else now + commit.ttl_ms
+        if not commit.maintenance:
+            self.active_at = now
+            self.gone_at = None if commit.ttl_ms is None else now + commit.ttl_ms
         self.belongs_to = self.belongs_to or commit.belongs_to
         merge(self.fields, commit.fields)
         merge(self.values, commit.values)
@@ -123,6 +124,7 @@ commits = st.fixed_dictionaries(
         "ttl_ms": st.sampled_from([None, 5_000, 60_000]),
         "hold_ms": st.sampled_from([None, None, 3_000]),
         "belongs_to": st.sampled_from([None, "ann", "bob"]),
+        "maintenance": st.integers(0, 4).map(lambda number: number == 0),
     }
 )
 
@@ -173,6 +175,7 @@ class Machine(RuleBasedStateMachine):
         old = self.seen[key][0].known.version if self.seen[key] else Version(1, new_id())
         expected = {"v": version, "n": None, "a": ABSENT, "o": old}[expect]
         commit = Commit(id=new_id(), owner=owner, expected=expected, **deepcopy(changes))
+        commit.maintenance = commit.maintenance and expect == "v" and life is not None
         held = self.lease(key)
         allowed: list[type[SessionError]] = []
         if expected is not None and expected != version:
@@ -313,6 +316,16 @@ class Machine(RuleBasedStateMachine):
                 cursor, first = page.next, False
             assert found == sorted(expected, key=lambda place: place[:2], reverse=True)
             assert self.runner.run(self.store.count(tenant, "session", belongs_to=user)) == len(expected)
+
+    @rule(limit=st.integers(1, 3))
+    def scan(self, limit: int) -> None:
+        """Scan. Other tests may leave keys of their own."""
+        found, cursor, first = set[Key](), None, True
+        while first or cursor is not None:
+            page = self.runner.run(self.store.scan(limit=limit, cursor=cursor))
+            found.update(key for key in page.keys if key.tenant == self.keys[0].tenant)
+            cursor, first = page.next, False
+        assert found == {key for key in self.keys if self.life(key) is not None}
 
     # ------------------------------------------------------------------------ comparison
 
