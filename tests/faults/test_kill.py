@@ -6,7 +6,7 @@ import random
 import time
 from concurrent.futures import ThreadPoolExecutor
 
-from agent_sessions import SyncSession, SyncSessionManager
+from agent_sessions import Settings, SyncSession, SyncSessionManager
 from tests.faults import victims
 
 AT_ONCE, KILLS_EACH = 8, 25
@@ -15,11 +15,12 @@ SLACK_S = 2.0
 """Two cores for nine busy processes: what the machine may take beside the lease."""
 
 
-def test_two_hundred_kills_leave_whole_turns_only(redis_url: str) -> None:
-    manager = victims.manager_of(redis_url, "kill:", LEASE_S)
+def test_two_hundred_kills_leave_whole_turns_only(backend: Settings) -> None:
+    backend = victims.with_lease(backend, LEASE_S)
+    manager = victims.manager_of(backend)
 
     def kill_again_and_again(index: int) -> list[float]:
-        return [_kill_once(redis_url, SyncSessionManager(manager=manager), f"s{index}") for _ in range(KILLS_EACH)]
+        return [_kill_once(backend, SyncSessionManager(manager=manager), f"s{index}") for _ in range(KILLS_EACH)]
 
     with ThreadPoolExecutor(AT_ONCE) as threads:
         waits = [wait for some in threads.map(kill_again_and_again, range(AT_ONCE)) for wait in some]
@@ -28,10 +29,10 @@ def test_two_hundred_kills_leave_whole_turns_only(redis_url: str) -> None:
     assert max(waits) <= LEASE_S + SLACK_S
 
 
-def _kill_once(url: str, manager: SyncSessionManager, session_id: str) -> float:
+def _kill_once(backend: Settings, manager: SyncSessionManager, session_id: str) -> float:
     """Kill a process at work; check what it left, and return how long the next turn had to wait."""
     said, says = victims.pipe()
-    victim = victims.start(victims.run_until_killed, url, "kill:", session_id, LEASE_S, says)
+    victim = victims.start(victims.run_until_killed, backend, session_id, says)
     says.close()
     acknowledged = said.recv()
     time.sleep(random.random() * 0.03)  # not for luck: the moment is what is tried

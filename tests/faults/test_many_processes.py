@@ -5,31 +5,30 @@ from __future__ import annotations
 from collections import Counter
 from typing import Any
 
+from agent_sessions import Settings
 from agent_sessions_openai import OpenAISession
 from tests.faults import victims
 
 PROCESSES = 16
 
 
-async def test_sixteen_processes_lose_no_update_of_one_counter(redis_url: str) -> None:
-    workers = [victims.start(victims.count_up, redis_url, "many:", "shared", 50) for _ in range(PROCESSES)]
+async def test_sixteen_processes_lose_no_update_of_one_counter(backend: Settings) -> None:
+    workers = [victims.start(victims.count_up, backend, "shared", 50) for _ in range(PROCESSES)]
     for process in workers:
         process.join()
     assert [process.exitcode for process in workers] == [0] * PROCESSES
-    manager = victims.manager_of(redis_url, "many:")
+    manager = victims.manager_of(backend)
     async with manager.read("shared") as session:
         assert session.get("count") == PROCESSES * 50
     await manager.store.aclose()
 
 
-async def test_sixteen_processes_add_whole_batches_to_one_conversation(redis_url: str) -> None:
+async def test_sixteen_processes_add_whole_batches_to_one_conversation(backend: Settings) -> None:
     batches = 25
-    workers = [
-        victims.start(victims.add_batches, redis_url, "many:", "talk", worker, batches) for worker in range(PROCESSES)
-    ]
+    workers = [victims.start(victims.add_batches, backend, "talk", worker, batches) for worker in range(PROCESSES)]
     for process in workers:
         process.join()
-    manager = victims.manager_of(redis_url, "many:")
+    manager = victims.manager_of(backend)
     items: list[Any] = await OpenAISession("talk", manager=manager).get_items()
     await manager.store.aclose()
     whole = [items[at : at + victims.BATCH] for at in range(0, len(items), victims.BATCH)]

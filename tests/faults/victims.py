@@ -11,11 +11,11 @@ from typing import Any
 
 from agent_sessions import SessionManager, Settings
 from agent_sessions.settings import TurnSettings
-from agent_sessions.stores.redis import RedisStore
+from agent_sessions.stores import open_store
 from agent_sessions_openai import OpenAISession
 
 _context = multiprocessing.get_context("forkserver")
-_context.set_forkserver_preload(["tests.faults.victims"])
+_context.set_forkserver_preload(["tests.faults.victims", "agent_sessions.stores.redis"])
 
 BATCH = 3
 
@@ -31,17 +31,20 @@ def pipe() -> tuple[Connection, Connection]:
     return _context.Pipe(duplex=False)
 
 
-def manager_of(url: str, prefix: str, lease_s: float = 30.0) -> SessionManager:
-    return SessionManager(
-        RedisStore.from_url(url, prefix=prefix), settings=Settings(turn=TurnSettings(lease_s=lease_s))
-    )
+def with_lease(backend: Settings, seconds: float) -> Settings:
+    """The same backend, with leases of another length."""
+    return backend.model_copy(update={"turn": TurnSettings(lease_s=seconds)})
 
 
-def count_up(url: str, prefix: str, session_id: str, turns: int) -> None:
+def manager_of(backend: Settings) -> SessionManager:
+    return SessionManager(open_store(backend), settings=backend)
+
+
+def count_up(backend: Settings, session_id: str, turns: int) -> None:
     """Read a counter, dawdle, write it back; so many times."""
 
     async def work() -> None:
-        manager = manager_of(url, prefix)
+        manager = manager_of(backend)
         for _ in range(turns):
             async with manager.open(session_id) as session:
                 count = session.get("count", 0)
@@ -52,11 +55,11 @@ def count_up(url: str, prefix: str, session_id: str, turns: int) -> None:
     asyncio.run(work())
 
 
-def add_batches(url: str, prefix: str, session_id: str, worker: int, batches: int) -> None:
+def add_batches(backend: Settings, session_id: str, worker: int, batches: int) -> None:
     """Add batches to one conversation, as the SDK's own runner would."""
 
     async def work() -> None:
-        manager = manager_of(url, prefix)
+        manager = manager_of(backend)
         session = OpenAISession(session_id, manager=manager)
         for batch in range(batches):
             items: list[Any] = [{"worker": worker, "batch": batch, "item": item} for item in range(BATCH)]
@@ -67,11 +70,11 @@ def add_batches(url: str, prefix: str, session_id: str, worker: int, batches: in
     asyncio.run(work())
 
 
-def run_until_killed(url: str, prefix: str, session_id: str, lease_s: float, done: Connection) -> None:
+def run_until_killed(backend: Settings, session_id: str, done: Connection) -> None:
     """Turn after turn, each of which changes a value, a log and a collection; says which are committed."""
 
     async def work() -> None:
-        manager = manager_of(url, prefix, lease_s)
+        manager = manager_of(backend)
         while True:
             async with manager.open(session_id) as session:
                 number = session.get("turns", 0) + 1
