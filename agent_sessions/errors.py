@@ -119,6 +119,12 @@ class SerializationError(SessionError):
     code = "SERIALIZATION_FAILED"
 
 
+class DecryptionError(SerializationError):
+    """A stored value is encrypted and can't be decrypted here, or is not encrypted where it has to be."""
+
+    code = "DECRYPTION_FAILED"
+
+
 class FormatTooNewError(SessionError):
     """The session was written by a newer version of agent-sessions."""
 

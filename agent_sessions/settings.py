@@ -8,6 +8,7 @@ An empty variable (or a YAML key that is empty or null) counts as not set.
 from __future__ import annotations
 
 import difflib
+import json
 import os
 import re
 from collections.abc import Iterable, Iterator, Mapping
@@ -32,8 +33,15 @@ from pydantic import (
     model_validator,
 )
 from pydantic.fields import FieldInfo
-from pydantic_settings import BaseSettings, EnvSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
+from pydantic_settings import (
+    BaseSettings,
+    EnvSettingsSource,
+    NoDecode,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+)
 
+from .encryption_keys import decode_keys
 from .errors import InvalidError
 
 PREFIX = "AK_SESSION__"
@@ -115,8 +123,32 @@ class DynamoDBSettings(_Section):
 class EncryptionSettings(_Section):
     """Encryption at rest, in every store."""
 
-    keys: tuple[SecretStr, ...] = ()
-    """Keys of 32 bytes in base64, as a JSON list. The first encrypts, all decrypt. Empty: nothing is encrypted."""
+    keys: Annotated[tuple[SecretStr, ...], NoDecode] = ()
+    """Keys of 32 bytes in base64: a JSON list, or separated by commas. The first encrypts, all decrypt. Empty: nothing
+    is encrypted."""
+
+    accept_plaintext: bool = False
+    """Read also what is not encrypted: for as long as `agent-sessions rekey` has not encrypted what is from before keys
+    were configured. Whoever can write to the backend can put plain data in the place of encrypted data while it is
+    on."""
+
+    @field_validator("keys", mode="before")
+    @classmethod
+    def _a_list(cls, given: object) -> object:
+        if not isinstance(given, str):
+            return given
+        if not given.lstrip().startswith("["):
+            return given.split(",")
+        try:
+            return json.loads(given)
+        except ValueError:  # its message would quote the text
+            raise ValueError("this is neither a JSON list nor separated by commas") from None
+
+    @field_validator("keys")
+    @classmethod
+    def _of_the_right_size(cls, keys: tuple[SecretStr, ...]) -> tuple[SecretStr, ...]:
+        decode_keys(key.get_secret_value() for key in keys)
+        return keys
 
 
 class RedisSettings(_Section):
@@ -241,8 +273,8 @@ class Settings(BaseSettings):
     @property
     def session_ttl(self) -> timedelta | None:
         """The TTL in force for the store of this `type`; None = kept for ever."""
-        section = {"redis": self.redis, "valkey": self.redis, "dynamodb": self.dynamodb}.get(self.type)
-        own = None if section is None else section.ttl
+        of_stores = {"redis": self.redis.ttl, "valkey": self.redis.ttl, "dynamodb": self.dynamodb.ttl}
+        own = of_stores.get(self.type)
         seconds = self.ttl if own is None else own
         return timedelta(seconds=seconds) if seconds else None
 

@@ -408,6 +408,7 @@ def test_every_variable_tells_what_it_does() -> None:
     assert {name for name, variable in variables.items() if variable.secret} == {
         "AK_SESSION__REDIS__URL",
         "AK_SESSION__REDIS__PASSWORD",
+        "AK_SESSION__ENCRYPTION__KEYS",
     }
     assert all(variable.description for variable in variables.values())
 

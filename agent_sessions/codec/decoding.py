@@ -11,6 +11,7 @@ from msgspec.msgpack import Decoder
 from agent_sessions.codec import registry
 from agent_sessions.codec.encoding import MAX_DEPTH, list_header
 from agent_sessions.codec.leaves import LAST_RESERVED_CODE, READERS, Code
+from agent_sessions.codec.unreadable import unreadable
 from agent_sessions.errors import FormatTooNewError, SerializationError, SessionError
 
 
@@ -20,6 +21,7 @@ def decode(data: bytes | memoryview) -> Any:
     Raises:
         SerializationError: The data is damaged, or holds an object of a class that is not registered here, or is
             registered in an older version.
+        DecryptionError: It is encrypted, or could not be decrypted.
         FormatTooNewError: A newer version of this library has written it.
     """
     try:
@@ -29,7 +31,7 @@ def decode(data: bytes | memoryview) -> Any:
     except RecursionError:
         raise SerializationError("the stored data is nested too deep to be read here.") from None
     except msgspec.DecodeError as error:
-        raise SerializationError(f"the stored data is damaged: {error}.") from None
+        raise unreadable(data) or SerializationError(f"the stored data is damaged: {error}.") from None
     except Exception as error:  # the text of these may hold a value
         raise SerializationError(
             f"the stored data is damaged, or can't be read on this host: {type(error).__name__}."

@@ -7,14 +7,14 @@ from importlib.metadata import entry_points
 from typing import Any
 
 from ..errors import InvalidError
-from ..settings import STORE_ENTRY_POINTS, Settings
+from ..settings import STORE_ENTRY_POINTS, EncryptionSettings, Settings
 from .base import Store
 
 
 def open_store(settings: Settings) -> Store:
     """The store that `AK_SESSION__TYPE` names: an installed one, or the dotted path of a class.
 
-    The class is made by its `from_settings(settings)`.
+    The class is made by its `from_settings(settings)`. With encryption keys, what encrypts stands before it.
 
     Raises:
         InvalidError: `INVALID_SETTING`: what is named can't be imported, for example because its extra is missing.
@@ -30,7 +30,20 @@ def open_store(settings: Settings) -> Store:
             field="AK_SESSION__TYPE",
         ) from error
     store: Store = store_class.from_settings(settings)
-    return store
+    return _encrypted(store, settings.encryption) if settings.encryption.keys else store
+
+
+def _encrypted(store: Store, settings: EncryptionSettings) -> Store:
+    try:
+        from .encryption import EncryptedStore, Keyring
+    except ModuleNotFoundError as error:
+        raise InvalidError(
+            "SETTING",
+            f"encryption needs the package cryptography ({error}): pip install 'agent-sessions-runtime[encryption]'",
+            field="AK_SESSION__ENCRYPTION__KEYS",
+        ) from error
+    keys = [key.get_secret_value() for key in settings.keys]
+    return EncryptedStore(store, Keyring(keys, accept_plaintext=settings.accept_plaintext))
 
 
 def _store_class(name: str) -> Any:

@@ -1,0 +1,6 @@
+"""Encryption at rest, before any store. The first key encrypts, all decrypt; `rekey` rewrites what others have."""
+
+from agent_sessions.stores.encryption.keyring import Keyring
+from agent_sessions.stores.encryption.store import EncryptedStore
+
+__all__ = ["EncryptedStore", "Keyring"]
