@@ -26,6 +26,7 @@ from .session import Session, enter_session, joined_session, leave_session
 from .settings import Settings
 from .stores import open_store
 from .stores.base import CommitStatus, Key, LeaseWanted, Opened, Part, Store, Wanted
+from .stores.lifetime import Lifetime
 from .telemetry import Observation, observed_turn
 from .turns.cache import ImageCache
 from .turns.commits import parse_commit_name, store_delete
@@ -275,7 +276,7 @@ class SessionManager:
             image,
             owner=owner or new_owner(),
             lease_ms=self.lease_ms,
-            ttl_ms=self.ttl_ms,
+            lifetime=Lifetime(ttl_ms=self.ttl_ms),
             belongs_to=user_id,
             mode=mode,
             blind=blind,

@@ -16,6 +16,7 @@ from ..errors import SessionError
 from ..manager import SessionManager
 from ..record import as_time
 from ..stores.base import Commit, Key, Row, Wanted
+from ..stores.lifetime import Lifetime
 from ..turns.leases import new_owner
 
 logger = logging.getLogger("agent_sessions")
@@ -120,7 +121,7 @@ class Activations:
                 owner=owner,
                 expected=None,
                 hold_ms=hold_ms,
-                ttl_ms=self._manager.ttl_ms,
+                lifetime=Lifetime(ttl_ms=self._manager.ttl_ms),
                 belongs_to=activation.session_id,
                 fields={_FIELD: codec.encode(_fields(activation))},
             )

@@ -5,7 +5,7 @@ store never looks into. A key is atomic by itself: `open` shows one moment of it
 not at all. Nothing here spans two keys.
 
 Time is in whole milliseconds since 1970-01-01 UTC and comes from the store (`Opened.now`): one clock decides about
-leases and expiry. What is past `gone_at` is absent, whatever the backend's own sweep has done so far.
+leases and expiry. What is past its `gone_at` is absent, whatever the backend's own sweep has done so far.
 
 `agent_sessions.testing.StoreConformance` is the test of all that this page says.
 """
@@ -15,7 +15,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Literal, NamedTuple, Protocol
 
-from msgspec import Struct, field
+from msgspec import UNSET, Struct, UnsetType, field
+
+from agent_sessions.stores.lifetime import Course, Lifetime, Own, Stamps, Status
 
 Kind = Literal["session", "user", "app", "agent", "run", "system"]
 
@@ -24,6 +26,9 @@ FORMAT = 1
 
 COMMITS_REMEMBERED = 64
 """How many commit ids a key keeps: so far back a repeated commit is recognised, and a `known` version usable."""
+
+AMENDMENTS_REMEMBERED = 16
+"""How many ids of amendments a key keeps."""
 
 HANDOVER_MS = 2_000
 """How long a lease handed to a waiter stays reserved, and how long a waiter that stopped asking keeps its place."""
@@ -163,9 +168,37 @@ class Row(Discreet, Struct, frozen=True):
     belongs_to: str | None
     """The user of a session, the session of a run: `find` lists by it."""
     record_tag: bytes
-    """The id of the last write that changed a record field."""
+    """The id of the last write that changed a record field, an end, or what is its own."""
     fields: dict[str, bytes] | None
     """None: unchanged since `Known.record_tag`."""
+    idle_at: int | None = None
+    """From this time on it is idle. None: never."""
+    ends_at: int | None = None
+    """From this time on it has ended, and takes no more commits. None: never."""
+    ended_at: int | None = None
+    """When somebody ended it."""
+    expires_at: int | None = None
+    """The end that it was given."""
+    lifetime: Lifetime = Lifetime()
+    """What the times were computed from (`Course.stamps`)."""
+    own: Own = field(default_factory=dict)
+    """What of that is the key's own, whatever the lifetime in force."""
+    counters: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def course(self) -> Course:
+        """What happened to the key."""
+        return Course(self.started_at, self.active_at, self.ended_at, self.expires_at)
+
+    @property
+    def stamps(self) -> Stamps:
+        """What follows from that."""
+        return Stamps(self.idle_at, self.ends_at, self.gone_at)
+
+    @property
+    def expires(self) -> bool:
+        """Whether its end is one by the clock, and neither somebody's doing nor that it idled."""
+        return self.ends_at is not None and self.ends_at == self.course.expiry(self.lifetime)
 
 
 class Opened(Discreet, Struct, frozen=True):
@@ -215,8 +248,8 @@ class CollectionChange(Discreet, Struct):
 class Commit(Discreet, Struct):
     """One atomic change of a key.
 
-    It counts as activity: `active_at` becomes now, `gone_at` now + `ttl_ms`. One that is marked as maintenance leaves
-    both as they are, and so the key's place in every listing.
+    It counts as activity: `active_at` becomes now, and the stamps follow. One that is marked as maintenance leaves
+    them as they are, and so the key's place in every listing.
     """
 
     id: bytes
@@ -227,8 +260,12 @@ class Commit(Discreet, Struct):
     """The version that the key must have; `ABSENT`: it must not exist; None: any (and it is made if absent)."""
     hold_ms: int | None = None
     """Keep (or take) the lease for so long from now; None: release it and wake the next waiter."""
-    ttl_ms: int | None = None
-    """None: the key never goes by itself."""
+    lifetime: Lifetime = Lifetime()
+    """The one in force, but for what the key has of its own."""
+    own: Own = field(default_factory=dict)
+    """Set when the key is made; an existing one keeps its own."""
+    expires_at: int | None = None
+    """Likewise: the end that it is given."""
     maintenance: bool = False
     """True: no activity. Only of a key that exists: `expected` is its version."""
     belongs_to: str | None = None
@@ -239,6 +276,8 @@ class Commit(Discreet, Struct):
     collections: dict[Part, CollectionChange] = field(default_factory=dict)
     fields: dict[str, bytes | None] = field(default_factory=dict)
     """Record fields; None removes one."""
+    counters: dict[str, int] = field(default_factory=dict)
+    """What is added to counters of the record, which begin at 0."""
 
 
 class Committed(Discreet, Struct, frozen=True):
@@ -257,6 +296,38 @@ class Committed(Discreet, Struct, frozen=True):
     repeated: bool = False
 
 
+class Amend(Discreet, Struct):
+    """One atomic change of a key's record alone: it needs no lease, makes no revision and no running turn conflict."""
+
+    id: bytes
+    """8 random bytes. An amendment whose id the key remembers is answered as stored, and not applied again."""
+    expected_tag: bytes | None = None
+    """The `record_tag` that the key must have; None: any."""
+    activity: bool = False
+    """It counts as activity."""
+    end: bool = False
+    """The key ends now. One that was ended already stays as it is, and nothing of this is applied; of one that ran
+    out, `ended_at` becomes the time when it did."""
+    lifetime: Lifetime | None = None
+    """The one in force, to stamp by. None: as it was stamped."""
+    own: Own | None = None
+    """What the key has of its own from now on. None: what it has."""
+    expires_at: int | UnsetType | None = UNSET
+    """The end that it is given; None: none."""
+    fields: dict[str, bytes | None] = field(default_factory=dict)
+    counters: dict[str, int] = field(default_factory=dict)
+
+
+class Amended(Discreet, Struct, frozen=True):
+    """An amendment that is stored, or that there was no need for."""
+
+    now: int
+    row: Row
+    """The row after it, with fields."""
+    changed: bool
+    """False: it was repeated, or the key was ended before."""
+
+
 CommitStatus = Literal["stored", "not_stored", "unknown"]
 """`not_stored`: the key remembers every commit since, and this is none of them. `unknown`: it can't tell any more."""
 
@@ -271,10 +342,14 @@ class Found(NamedTuple):
     row: Row
 
 
-class Cursor(NamedTuple):
-    """Where a page ended. Places are ordered by (last activity, id), newest first."""
+Order = Literal["activity", "start"]
+"""What a listing goes by. Keys move in the order of activity, and stay where they are in that of their start."""
 
-    active_at: int
+
+class Cursor(NamedTuple):
+    """Where a page ended. Places are ordered by (last activity or start, id), newest first."""
+
+    at: int
     id: str
 
 
@@ -331,6 +406,7 @@ class Store(Protocol):
             SessionConflictError: It is not at the expected version (and the commit was not stored before).
             SessionBusyError: Somebody else's lease is live.
             SessionNotFoundError: It was expected to exist and is absent.
+            SessionEndedError, SessionExpiredError: It has ended; the latter if by the end that it was given, or by its age.
             CommitTooLargeError: It is more than the backend can take in one step. Nothing is stored.
             CommitUnknownError: The commit is not among those that the key remembers, and so many followed on the
                 expected version that it might have been.
@@ -340,12 +416,22 @@ class Store(Protocol):
         """
         ...
 
+    async def amend(self, key: Key, amend: Amend) -> Amended:
+        """Change a key's record in one atomic step, live lease or not.
+
+        Raises:
+            SessionNotFoundError: It is absent.
+            SessionEndedError, SessionExpiredError: It has ended, and this is more than to end it or to stamp it anew.
+            SessionConflictError: Its record is not the expected one.
+        """
+        ...
+
     async def commit_status(self, key: Key, commit_id: bytes, *, since: Version) -> CommitStatus:
         """Whether a commit that was expected to follow `since` is stored."""
         ...
 
     async def renew(self, key: Key, owner: str, ms: int) -> bool:
-        """Move the end of a lease to `ms` from now, and `gone_at` of an existing key no nearer than that.
+        """Move the end of a lease to `ms` from now; until then the key neither idles nor goes (`Course.prolonged`).
 
         Returns False if the owner does not hold it: somebody else does, or it ran out.
         """
@@ -376,14 +462,22 @@ class Store(Protocol):
         kind: Kind,
         *,
         belongs_to: str | None = None,
+        status: Status | None = None,
+        order: Order = "activity",
         limit: int = 50,
         cursor: Cursor | None = None,
     ) -> Page:
-        """List a tenant's live keys of a kind, the most recently active first. No page repeats a key."""
+        """List a tenant's live keys of a kind, newest first. No page repeats a key."""
         ...
 
-    async def count(self, tenant: str, kind: Kind, *, belongs_to: str | None = None) -> int:
+    async def count(
+        self, tenant: str, kind: Kind, *, belongs_to: str | None = None, status: Status | None = None
+    ) -> int:
         """Count what `find` would list, without reading it."""
+        ...
+
+    async def run_out(self, tenant: str, kind: Kind, *, limit: int = 100) -> list[Found]:
+        """Keys that have ended without having been ended (`Course.ended_at` is None), the longest ago first."""
         ...
 
     async def scan(self, *, limit: int = 100, cursor: bytes | None = None) -> Keys:

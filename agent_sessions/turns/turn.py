@@ -23,6 +23,7 @@ from ..errors import (
     TurnClosedError,
 )
 from ..stores.base import Commit, EntryRange, Key, Opened, Part, Store
+from ..stores.lifetime import Lifetime
 from .commits import Traffic, check_size, store_commit
 from .drafts import Drafts, confirmed
 from .gate import Gate
@@ -53,7 +54,7 @@ class Turn:
         *,
         owner: str | None,
         lease_ms: int = 0,
-        ttl_ms: int | None = None,
+        lifetime: Lifetime = Lifetime(),  # noqa: B008 - a tuple
         belongs_to: str | None = None,
         mode: CommitMode = "turn",
         blind: bool = False,
@@ -72,7 +73,7 @@ class Turn:
         """Whether its last commit is stored."""
         self._image = image
         self._lease_ms = lease_ms
-        self._ttl_ms = ttl_ms
+        self._lifetime = lifetime
         self._blind = blind
         self._io = Gate()
         self._drafts = Drafts()
@@ -326,7 +327,7 @@ class Turn:
             owner=self.owner or "",
             expected=None if self._blind else image.version,
             hold_ms=None if release else self._lease_ms,
-            ttl_ms=self._ttl_ms if release or self._ttl_ms is None else max(self._ttl_ms, self._lease_ms),
+            lifetime=self._lifetime,
             belongs_to=self.belongs_to,
             values=values,
         )

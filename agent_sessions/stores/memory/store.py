@@ -9,24 +9,31 @@ from __future__ import annotations
 import asyncio
 import os
 import threading
+from collections import deque
 from collections.abc import Iterable
 from heapq import heapify, heappop, heappush, nsmallest
 from typing import NamedTuple, Self
 from weakref import WeakSet
 
 import msgspec
+from msgspec import UNSET
 
 from agent_sessions.clock import Clock, SystemClock
 from agent_sessions.errors import (
     CommitUnknownError,
     SessionBusyError,
     SessionConflictError,
+    SessionEndedError,
     SessionError,
+    SessionExpiredError,
     SessionNotFoundError,
 )
 from agent_sessions.stores.base import (
     ABSENT,
+    AMENDMENTS_REMEMBERED,
     COMMITS_REMEMBERED,
+    Amend,
+    Amended,
     Commit,
     CommitStatus,
     Committed,
@@ -42,12 +49,14 @@ from agent_sessions.stores.base import (
     LogRead,
     LogWanted,
     Opened,
+    Order,
     Page,
     Part,
     Row,
     Version,
     Wanted,
 )
+from agent_sessions.stores.lifetime import Course, Lifetime, Own, Stamps, Status
 from agent_sessions.stores.memory.structures import CommitRing, Entries, LogItems, Places
 from agent_sessions.stores.memory.turn_queue import TurnQueue, Waker, resolve
 
@@ -69,7 +78,7 @@ class MemoryStore:
         self._clock: Clock = clock or SystemClock()
         self._lock = threading.Lock()
         self._slots: dict[Key, _Slot] = {}
-        self._places: dict[tuple[str, str, str | None], Places] = {}
+        self._listings: dict[tuple[str, str, str | None], _Listing] = {}
         self._due: list[tuple[int, Key]] = []
         self._deleted: dict[tuple[Key, bytes], _Deleted] = {}
         with _fork_lock:
@@ -108,7 +117,7 @@ class MemoryStore:
             if state is not None and (revision := state.commits.find(commit.id)) is not None:
                 return Committed(Version(revision, commit.id), ABSENT, None, {}, repeated=True)
             _check(key, commit, slot, now)
-            state = state or _State(now, commit.id)
+            state = state or _State(now, commit)
             previous = state.commits.version
             heads = state.apply(commit, now)
             self._slots[key], slot.state = slot, state
@@ -119,6 +128,20 @@ class MemoryStore:
                 slot.turns.hold(commit.owner, commit.hold_ms, now)
             self._schedule(key, slot)
             return Committed(state.commits.version, previous, state.row(None), heads)
+
+    async def amend(self, key: Key, amend: Amend) -> Amended:
+        """See `Store.amend`."""
+        with self._lock:
+            now = self._clock.now_ms()
+            slot = self._slot(key, now)
+            if slot is None or slot.state is None:
+                raise _not_found(key)
+            state = slot.state
+            changed = state.amend(key, amend, now)
+            if changed:
+                self._list(key, state)
+                self._schedule(key, slot)
+            return Amended(now, state.row(state.fields.copy()), changed)
 
     async def commit_status(self, key: Key, commit_id: bytes, *, since: Version) -> CommitStatus:
         """See `Store.commit_status`."""
@@ -136,8 +159,9 @@ class MemoryStore:
             if slot is None or slot.turns.lease is None or slot.turns.lease.owner != owner:
                 return False
             slot.turns.hold(owner, ms, now)
-            if slot.state is not None and slot.state.gone_at is not None:
-                slot.state.gone_at = max(slot.state.gone_at, now + ms)
+            if slot.state is not None:
+                slot.state.prolong(now + ms)
+                self._list(key, slot.state)
             self._schedule(key, slot)
             return True
 
@@ -208,30 +232,54 @@ class MemoryStore:
         kind: Kind,
         *,
         belongs_to: str | None = None,
+        status: Status | None = None,
+        order: Order = "activity",
         limit: int = 50,
         cursor: Cursor | None = None,
     ) -> Page:
         """See `Store.find`."""
         with self._lock:
-            self._sweep(self._clock.now_ms(), None)
-            places = self._places.get((tenant, kind, belongs_to))
-            if places is None or limit < 1:
+            now = self._clock.now_ms()
+            self._sweep(now, None)
+            listing = self._listings.get((tenant, kind, belongs_to))
+            if listing is None or limit < 1:
                 return Page([], None)
+            places = listing.by_activity if order == "activity" else listing.by_start
             found: list[Found] = []
-            for id in places.newest_first(cursor):
-                if len(found) == limit:
-                    last = found[-1]
-                    return Page(found, Cursor(last.row.active_at, last.id))
+            last: Cursor | None = None
+            for at, id in places.newest_first(cursor):
                 state = self._slots[Key(tenant, kind, id)].state
                 assert state is not None  # listed means stored
+                if status is not None and state.stamps.status(now) != status:
+                    continue
+                if len(found) == limit:
+                    return Page(found, last)
                 found.append(Found(id, state.row(state.fields.copy())))
+                last = Cursor(at, id)
             return Page(found, None)
 
-    async def count(self, tenant: str, kind: Kind, *, belongs_to: str | None = None) -> int:
+    async def count(
+        self, tenant: str, kind: Kind, *, belongs_to: str | None = None, status: Status | None = None
+    ) -> int:
         """See `Store.count`."""
         with self._lock:
-            self._sweep(self._clock.now_ms(), None)
-            return len(self._places.get((tenant, kind, belongs_to), ()))
+            now = self._clock.now_ms()
+            self._sweep(now, None)
+            listing = self._listings.get((tenant, kind, belongs_to))
+            return 0 if listing is None else listing.count(status, now)
+
+    async def run_out(self, tenant: str, kind: Kind, *, limit: int = 100) -> list[Found]:
+        """See `Store.run_out`."""
+        with self._lock:
+            now = self._clock.now_ms()
+            self._sweep(now, None)
+            listing = self._listings.get((tenant, kind, None))
+            found = []
+            for id in [] if listing is None else listing.run_out(now, limit):
+                state = self._slots[Key(tenant, kind, id)].state
+                assert state is not None
+                found.append(Found(id, state.row(state.fields.copy())))
+            return found
 
     async def scan(self, *, limit: int = 100, cursor: bytes | None = None) -> Keys:
         """See `Store.scan`."""
@@ -264,10 +312,10 @@ class MemoryStore:
     def _drop_state(self, key: Key, slot: _Slot) -> None:
         if slot.state is None:
             return
-        for name, places in slot.state.listed:
-            places.remove(key[2])
-            if not places and self._places.get(name) is places:
-                del self._places[name]
+        for name, listing in slot.state.listed:
+            listing.remove(key[2])
+            if not listing.states and self._listings.get(name) is listing:
+                del self._listings[name]
         slot.state = None
 
     def _list(self, key: Key, state: _State) -> None:
@@ -276,9 +324,9 @@ class MemoryStore:
         wanted = 1 if state.belongs_to is None else 2
         if len(state.listed) < wanted:
             names = [(tenant, kind, None), (tenant, kind, state.belongs_to)]
-            state.listed = [(name, self._places.setdefault(name, Places())) for name in names[:wanted]]
-        for _, places in state.listed:
-            places.put(state.active_at, id)
+            state.listed = [(name, self._listings.setdefault(name, _Listing())) for name in names[:wanted]]
+        for _, listing in state.listed:
+            listing.put(id, state)
 
     def _schedule(self, key: Key, slot: _Slot) -> None:
         """See that the sweep looks at a slot when there is something to drop, or forget it if it is empty now.
@@ -340,33 +388,81 @@ class _Deleted(NamedTuple):
     existed: bool
 
 
+class _Listing:
+    """The keys of one kind and tenant, or of one owner, in their orders."""
+
+    __slots__ = ("by_activity", "by_start", "states")
+
+    def __init__(self) -> None:
+        self.by_activity = Places()
+        self.by_start = Places()
+        self.states: dict[str, _State] = {}
+
+    def put(self, id: str, state: _State) -> None:
+        self.by_activity.put(state.active_at, id)
+        self.by_start.put(state.started_at, id)
+        self.states[id] = state
+
+    def remove(self, id: str) -> None:
+        self.by_activity.remove(id)
+        self.by_start.remove(id)
+        self.states.pop(id, None)
+
+    def count(self, status: Status | None, now: int) -> int:
+        """How many there are; by status, each is looked at."""
+        if status is None:
+            return len(self.states)
+        return sum(state.stamps.status(now) == status for state in self.states.values())
+
+    def run_out(self, now: int, limit: int) -> list[str]:
+        """Those that have ended without having been ended, the longest ago first."""
+        ran_out = (
+            (state.stamps.ends_at, id)
+            for id, state in self.states.items()
+            if state.ended_at is None and state.stamps.ends_at is not None and state.stamps.ends_at <= now
+        )
+        return [id for _, id in nsmallest(limit, ran_out)]
+
+
 class _State:
     """What is stored under a key."""
 
     __slots__ = (
         "active_at",
+        "amendments",
         "belongs_to",
         "collection_revisions",
         "collections",
         "commits",
+        "counters",
+        "ended_at",
+        "expires_at",
         "fields",
-        "gone_at",
+        "lifetime",
         "listed",
         "log_heads",
         "logs",
+        "own",
         "record_tag",
+        "stamps",
         "started_at",
         "value_revisions",
         "values",
     )
 
-    def __init__(self, now: int, record_tag: bytes) -> None:
+    def __init__(self, now: int, commit: Commit) -> None:
         self.commits = CommitRing()
+        self.amendments: deque[bytes] = deque(maxlen=AMENDMENTS_REMEMBERED)
         self.started_at = now
         self.active_at = now
-        self.gone_at: int | None = None
+        self.ended_at: int | None = None
+        self.expires_at = commit.expires_at
+        self.own: Own = dict(commit.own)
+        self.lifetime = Lifetime()
+        self.stamps = Stamps(None, None, None)
         self.belongs_to: str | None = None
-        self.record_tag = record_tag
+        self.record_tag = commit.id
+        self.counters: dict[str, int] = {}
         self.fields: dict[str, bytes] = {}
         self.values: dict[str, dict[str, bytes]] = {}
         self.value_revisions: dict[str, int] = {}
@@ -374,10 +470,67 @@ class _State:
         self.log_heads: dict[Part, LogHead] = {}
         self.collections: dict[Part, Entries] = {}
         self.collection_revisions: dict[Part, int] = {}
-        self.listed: list[tuple[tuple[str, str, str | None], Places]] = []
+        self.listed: list[tuple[tuple[str, str, str | None], _Listing]] = []
+
+    @property
+    def gone_at(self) -> int | None:
+        return self.stamps.gone_at
 
     def row(self, fields: dict[str, bytes] | None) -> Row:
-        return Row(self.started_at, self.active_at, self.gone_at, self.belongs_to, self.record_tag, fields)
+        return Row(
+            self.started_at,
+            self.active_at,
+            self.stamps.gone_at,
+            self.belongs_to,
+            self.record_tag,
+            fields,
+            self.stamps.idle_at,
+            self.stamps.ends_at,
+            self.ended_at,
+            self.expires_at,
+            self.lifetime,
+            self.own,
+            self.counters.copy(),
+        )
+
+    def stamp(self, lifetime: Lifetime) -> None:
+        """Compute the stamps anew, under the lifetime in force."""
+        self.lifetime = lifetime.but(self.own)
+        self.stamps = self._course.stamps(self.lifetime)
+
+    def prolong(self, till: int) -> None:
+        """Somebody works on it until then."""
+        self.stamps = self._course.prolonged(self.stamps, self.lifetime, till)
+
+    @property
+    def _course(self) -> Course:
+        return Course(self.started_at, self.active_at, self.ended_at, self.expires_at)
+
+    def amend(self, key: Key, amend: Amend, now: int) -> bool:
+        """Apply an amendment, or raise what refuses it. False: there was nothing to do."""
+        if amend.id in self.amendments or (amend.end and self.ended_at is not None):
+            return False
+        is_more = amend.activity or amend.fields or amend.counters or amend.own is not None
+        if (is_more or amend.expires_at is not UNSET) and not amend.end:
+            _refuse_ended(key, self.row(None), now)
+        if amend.expected_tag is not None and amend.expected_tag != self.record_tag:
+            raise SessionConflictError(f"the record of {_name(key)} has changed: read it again")
+        self.amendments.append(amend.id)
+        if amend.own is not None:
+            self.own = dict(amend.own)
+        if amend.expires_at is not UNSET:
+            self.expires_at = amend.expires_at
+        if amend.end:
+            ran_out = self.stamps.ends_at is not None and self.stamps.ends_at <= now
+            self.ended_at = self.stamps.ends_at if ran_out else now
+        if amend.activity:
+            self.active_at = now
+        self.stamp(self.lifetime if amend.lifetime is None else amend.lifetime)
+        if amend.fields or amend.end or amend.own is not None or amend.expires_at is not UNSET:
+            self.record_tag = amend.id
+        _update(self.fields, amend.fields.items())
+        _add(self.counters, amend.counters)
+        return True
 
     def read(
         self, now: int, wanted: Wanted, known: Known | None, granted: bool, lease: Lease | None, waiters: int
@@ -405,12 +558,15 @@ class _State:
         self.commits.add(commit.id)
         if not commit.maintenance:
             self.active_at = now
-            self.gone_at = None if commit.ttl_ms is None else now + commit.ttl_ms
+            self.stamp(commit.lifetime)
+        if commit.hold_ms is not None:
+            self.prolong(now + commit.hold_ms)
         if self.belongs_to is None:
             self.belongs_to = commit.belongs_to
         if commit.fields:
             self.record_tag = commit.id
             _update(self.fields, commit.fields.items())
+        _add(self.counters, commit.counters)
         for part, value in commit.values.items():
             self.value_revisions[part[0]] = self.commits.revision
             _update(self.values.setdefault(part[0], {}), ((part[1], value),))
@@ -454,15 +610,36 @@ def _update(kept: dict[str, bytes], changes: Iterable[tuple[str, bytes | None]])
             kept[name] = value
 
 
+def _add(counters: dict[str, int], more: dict[str, int]) -> None:
+    for name, number in more.items():
+        counters[name] = counters.get(name, 0) + number
+
+
 def _check(key: Key, commit: Commit, slot: _Slot, now: int) -> None:
     """Raise what keeps a commit that is not stored yet from being stored."""
     expected, state, lease = commit.expected, slot.state, slot.turns.lease
     if state is None and expected is not None and expected != ABSENT:
-        raise SessionNotFoundError(f"{_name(key)} does not exist, was deleted, or is past its time")
+        raise _not_found(key)
+    if state is not None and not commit.maintenance:
+        _refuse_ended(key, state.row(None), now)
     if state is not None and expected is not None and expected != state.commits.version:
         raise _refusal(key, commit, expected, state.commits.revision)
     if lease is not None and lease.owner != commit.owner:
         raise SessionBusyError(f"{_name(key)} is held by {lease.owner} for another {lease.until - now} ms")
+
+
+def _refuse_ended(key: Key, row: Row, now: int) -> None:
+    """Raise if it has ended; say whether the end was set, or came by itself."""
+    if row.stamps.status(now) == "ended":
+        raise SessionExpiredError(f"{_name(key)} has expired") if row.expires else _ended(key)
+
+
+def _ended(key: Key) -> SessionEndedError:
+    return SessionEndedError(f"{_name(key)} has ended")
+
+
+def _not_found(key: Key) -> SessionNotFoundError:
+    return SessionNotFoundError(f"{_name(key)} does not exist, was deleted, or is past its time")
 
 
 def _refusal(key: Key, commit: Commit, expected: Version, revision: int) -> SessionError:

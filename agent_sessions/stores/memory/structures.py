@@ -174,7 +174,7 @@ class Entries:
 
 
 class Places:
-    """Ids in the order of their last activity.
+    """Ids in the order of a time of theirs.
 
     The clock rises, so a new place goes to the end; the old one stays where it is, is passed over from then on, and
     goes when such places outnumber the rest.
@@ -189,16 +189,16 @@ class Places:
     def __len__(self) -> int:
         return len(self._stamps)
 
-    def put(self, active_at: int, id: str) -> None:
+    def put(self, at: int, id: str) -> None:
         """Enter an id, or move it."""
-        if self._stamps.get(id) == active_at:
+        if self._stamps.get(id) == at:
             return
-        self._stamps[id] = active_at
-        place = (active_at, id)
+        self._stamps[id] = at
+        place = (at, id)
         if not self._order or self._order[-1] < place:
             self._order.append(place)
-        elif self._order[at := bisect_left(self._order, place)] != place:
-            self._order.insert(at, place)
+        elif self._order[index := bisect_left(self._order, place)] != place:
+            self._order.insert(index, place)
         if len(self._order) > 2 * len(self._stamps) + 64:
             self._order = [place for place in self._order if self._stamps.get(place[1]) == place[0]]
 
@@ -206,10 +206,10 @@ class Places:
         """Take an id out."""
         self._stamps.pop(id, None)
 
-    def newest_first(self, before: tuple[int, str] | None) -> Iterator[str]:
-        """The ids, the most recently active first, after the place where a page ended."""
+    def newest_first(self, before: tuple[int, str] | None) -> Iterator[tuple[int, str]]:
+        """The places, the latest first, after the one where a page ended."""
         order = self._order
         for index in range((len(order) if before is None else bisect_left(order, before)) - 1, -1, -1):
-            active_at, id = order[index]
-            if self._stamps.get(id) == active_at:
-                yield id
+            at, id = order[index]
+            if self._stamps.get(id) == at:
+                yield at, id

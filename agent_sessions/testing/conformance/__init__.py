@@ -17,6 +17,7 @@ from agent_sessions.testing.conformance.deltas import Deltas
 from agent_sessions.testing.conformance.expiry import Expiry
 from agent_sessions.testing.conformance.faults import LostReplies
 from agent_sessions.testing.conformance.leases import Leases
+from agent_sessions.testing.conformance.lifecycle import Lifecycle
 from agent_sessions.testing.conformance.listing import Listing
 from agent_sessions.testing.conformance.maintenance import Maintenance
 from agent_sessions.testing.conformance.model import AnySequence
@@ -25,5 +26,7 @@ from agent_sessions.testing.conformance.queue import ServedInOrder
 __all__ = ["LostReplies", "ServedInOrder", "StoreConformance"]
 
 
-class StoreConformance(Commits, Contents, Deltas, Leases, Expiry, Listing, Maintenance, Concurrency, AnySequence):
+class StoreConformance(
+    Commits, Contents, Deltas, Leases, Expiry, Lifecycle, Listing, Maintenance, Concurrency, AnySequence
+):
     """What every store has to pass. A subclass defines `make_store`."""

@@ -27,6 +27,7 @@ from agent_sessions.stores.base import (
     Version,
     Wanted,
 )
+from agent_sessions.stores.lifetime import Lifetime
 from agent_sessions.testing.clock import FakeClock
 
 LEASE_MS = 30_000
@@ -87,9 +88,18 @@ def new_id() -> bytes:
     return os.urandom(8)
 
 
-def change(*, expected: Version | None = None, owner: str = "us", id: bytes | None = None, **changes: Any) -> Commit:
+def change(
+    *,
+    expected: Version | None = None,
+    owner: str = "us",
+    id: bytes | None = None,
+    ttl_ms: int | None = None,
+    lifetime: Lifetime = Lifetime(),  # noqa: B008 - a tuple
+    **changes: Any,
+) -> Commit:
     """A commit; a blind one unless told otherwise."""
-    return Commit(id=id or new_id(), owner=owner, expected=expected, **changes)
+    lifetime = lifetime if ttl_ms is None else lifetime._replace(ttl_ms=ttl_ms)
+    return Commit(id=id or new_id(), owner=owner, expected=expected, lifetime=lifetime, **changes)
 
 
 def append(*items: bytes, clear: bool = False, pop: int = 0) -> dict[Part, LogChange]:

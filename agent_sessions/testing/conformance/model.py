@@ -11,11 +11,20 @@ from typing import Any
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, rule, run_state_machine_as_test
+from msgspec import UNSET
 
 from agent_sessions.clock import Clock
-from agent_sessions.errors import SessionBusyError, SessionConflictError, SessionError, SessionNotFoundError
+from agent_sessions.errors import (
+    SessionBusyError,
+    SessionConflictError,
+    SessionEndedError,
+    SessionError,
+    SessionExpiredError,
+    SessionNotFoundError,
+)
 from agent_sessions.stores.base import (
     ABSENT,
+    Amend,
     CollectionChange,
     Commit,
     Committed,
@@ -27,11 +36,14 @@ from agent_sessions.stores.base import (
     LogHead,
     LogWanted,
     Opened,
+    Order,
     Part,
+    Row,
     Store,
     Version,
     Wanted,
 )
+from agent_sessions.stores.lifetime import Course, Lifetime, Own, Stamps, Status
 from agent_sessions.testing.clock import FakeClock
 from agent_sessions.testing.conformance.harness import Harness, lease, new_id
 
@@ -45,9 +57,15 @@ class Life:
     """A key from its making to its end, as plain data."""
 
     started_at: int
+    own: Own = field(default_factory=dict)
+    expires_at: int | None = None
     commits: list[Version] = field(default_factory=list)
     active_at: int = 0
-    gone_at: int | None = None
+    ended_at: int | None = None
+    lifetime: Lifetime = field(default_factory=Lifetime)
+    stamps: Stamps = field(default_factory=lambda: Stamps(None, None, None))
+    tag: bytes = b""
+    counters: dict[str, int] = field(default_factory=dict)
     belongs_to: str | None = None
     fields: dict[str, bytes] = field(default_factory=dict)
     values: dict[Part, bytes] = field(default_factory=dict)
@@ -60,7 +78,12 @@ class Life:
         self.commits.append(Version(len(self.commits) + 1, commit.id))
         if not commit.maintenance:
             self.active_at = now
-            self.gone_at = None if commit.ttl_ms is None else now + commit.ttl_ms
+            self.stamp(commit.lifetime)
+        if commit.hold_ms is not None:
+            self.prolong(now + commit.hold_ms)
+        if commit.fields or len(self.commits) == 1:
+            self.tag = commit.id
+        add(self.counters, commit.counters)
         self.belongs_to = self.belongs_to or commit.belongs_to
         merge(self.fields, commit.fields)
         merge(self.values, commit.values)
@@ -76,6 +99,36 @@ class Life:
                 if any(name.startswith(prefix) for prefix in changed.delete_prefixes):
                     del entries[name]
             merge(entries, changed.entries)
+
+    def amend(self, amend: Amend, now: int) -> None:
+        """The meaning of an amendment."""
+        if amend.own is not None:
+            self.own = amend.own
+        if amend.expires_at is not UNSET:
+            self.expires_at = amend.expires_at
+        if amend.end:
+            self.ended_at = self.stamps.ends_at if self.stamps.status(now) == "ended" else now
+        if amend.activity:
+            self.active_at = now
+        self.stamp(self.lifetime if amend.lifetime is None else amend.lifetime)
+        if amend.fields or amend.end or amend.own is not None or amend.expires_at is not UNSET:
+            self.tag = amend.id
+        merge(self.fields, amend.fields)
+        add(self.counters, amend.counters)
+
+    @property
+    def course(self) -> Course:
+        """What happened to it."""
+        return Course(self.started_at, self.active_at, self.ended_at, self.expires_at)
+
+    def stamp(self, lifetime: Lifetime) -> None:
+        """What an activity, or another lifetime, makes of the stamps."""
+        self.lifetime = lifetime.but(self.own)
+        self.stamps = self.course.stamps(self.lifetime)
+
+    def prolong(self, till: int) -> None:
+        """Somebody works on it until then."""
+        self.stamps = self.course.prolonged(self.stamps, self.lifetime, till)
 
     def head(self, part: Part) -> LogHead:
         """Where a log stands."""
@@ -97,6 +150,17 @@ class Seen:
     known: Known
     life: Life
 
+
+lifetimes = st.builds(
+    Lifetime,
+    idle_ms=st.sampled_from([None, None, 2_000]),
+    end_ms=st.sampled_from([None, None, 3_000]),
+    absolute_ms=st.sampled_from([None, None, None, 20_000]),
+    ttl_ms=st.sampled_from([None, 5_000, 60_000]),
+    retention_ms=st.sampled_from([None, 0, 10_000]),
+)
+owns = st.dictionaries(st.sampled_from(Lifetime._fields), st.sampled_from([None, 1_000, 30_000]), max_size=2)
+ends = st.sampled_from([None, None, 4_000, 40_000])
 
 commits = st.fixed_dictionaries(
     {
@@ -121,9 +185,12 @@ commits = st.fixed_dictionaries(
             max_size=1,
         ),
         "fields": st.dictionaries(st.sampled_from(["f", "g"]), st.none() | st.binary(max_size=2), max_size=1),
-        "ttl_ms": st.sampled_from([None, 5_000, 60_000]),
+        "lifetime": lifetimes,
         "hold_ms": st.sampled_from([None, None, 3_000]),
         "belongs_to": st.sampled_from([None, "ann", "bob"]),
+        "own": owns,
+        "expires_at": ends,
+        "counters": st.dictionaries(st.sampled_from("mn"), st.integers(1, 3), max_size=1),
         "maintenance": st.integers(0, 4).map(lambda number: number == 0),
     }
 )
@@ -154,7 +221,7 @@ class Machine(RuleBasedStateMachine):
     def life(self, key: Key) -> Life | None:
         """The present life of a key."""
         life = self.lives.get(key)
-        if life is not None and life.gone_at is not None and life.gone_at <= self.clock.now_ms():
+        if life is not None and life.stamps.gone_at is not None and life.stamps.gone_at <= self.clock.now_ms():
             del self.lives[key]
             return None
         return life
@@ -175,6 +242,7 @@ class Machine(RuleBasedStateMachine):
         old = self.seen[key][0].known.version if self.seen[key] else Version(1, new_id())
         expected = {"v": version, "n": None, "a": ABSENT, "o": old}[expect]
         commit = Commit(id=new_id(), owner=owner, expected=expected, **deepcopy(changes))
+        commit.expires_at = None if commit.expires_at is None else self.clock.now_ms() + commit.expires_at
         commit.maintenance = commit.maintenance and expect == "v" and life is not None
         held = self.lease(key)
         allowed: list[type[SessionError]] = []
@@ -182,13 +250,16 @@ class Machine(RuleBasedStateMachine):
             allowed.append(SessionNotFoundError if life is None else SessionConflictError)
         if held is not None and held.owner != owner:
             allowed.append(SessionBusyError)
+        if life is not None and not commit.maintenance:
+            allowed += self.ended(life)
         self.sent[key].append(commit)
         if allowed:
             self.expect_refusal(key, commit, tuple(allowed))
             return
         committed = self.runner.run(self.store.commit(key, commit))
         now = self.clock.now_ms()
-        life = self.lives.setdefault(key, Life(started_at=now))
+        if life is None:
+            life = self.lives[key] = Life(now, commit.own, commit.expires_at)
         life.apply(commit, now)
         self.leases.pop(key, None)
         if commit.hold_ms is not None:
@@ -198,6 +269,58 @@ class Machine(RuleBasedStateMachine):
         assert committed.version == life.commits[-1]
         assert committed.log_heads == {part: life.head(part) for part in commit.logs}
         self.remember(key, committed, life)
+
+    def ended(self, life: Life) -> list[type[SessionError]]:
+        """The error that refuses what is done to a life that has ended."""
+        if life.stamps.status(self.clock.now_ms()) != "ended":
+            return []
+        by_the_clock = life.stamps.ends_at == life.course.expiry(life.lifetime)
+        return [SessionExpiredError if by_the_clock else SessionEndedError]
+
+    @rule(
+        number=st.integers(0, 1),
+        tag=st.sampled_from("tnno"),
+        changes=st.fixed_dictionaries(
+            {
+                "activity": st.booleans(),
+                "end": st.integers(0, 4).map(lambda number: number == 0),
+                "lifetime": st.none() | lifetimes,
+                "own": st.none() | st.none() | owns,
+                "expires_at": st.just(UNSET) | ends,
+                "fields": st.dictionaries(st.sampled_from(["f", "g"]), st.none() | st.binary(max_size=2), max_size=1),
+                "counters": st.dictionaries(st.sampled_from("mn"), st.integers(1, 3), max_size=1),
+            }
+        ),
+    )
+    def amend(self, number: int, tag: str, changes: dict[str, Any]) -> None:
+        """Change the record alone, expecting the tag there is (t), none (n), or another (o)."""
+        key, now = self.keys[number], self.clock.now_ms()
+        life = self.life(key)
+        amend = Amend(id=new_id(), **deepcopy(changes))
+        if isinstance(amend.expires_at, int):
+            amend.expires_at += now
+        if tag != "n":
+            amend.expected_tag = life.tag if life is not None and tag == "t" else new_id()
+        more = amend.activity or amend.fields or amend.counters or amend.own is not None or amend.expires_at != UNSET
+        done = life is not None and life.ended_at is not None and amend.end
+        if life is None:
+            allowed: list[type[SessionError]] = [SessionNotFoundError]
+        else:
+            allowed = self.ended(life) if more and not amend.end else []
+            allowed += [SessionConflictError] if tag == "o" and not done else []
+        try:
+            amended = self.runner.run(self.store.amend(key, amend))
+        except tuple(allowed):
+            return
+        assert not allowed
+        assert life is not None
+        assert amended.changed == (not done)
+        if not done:
+            life.amend(amend, now)
+            assert not self.runner.run(self.store.amend(key, amend)).changed
+        assert amended.row.fields == life.fields
+        assert amended.now == now
+        self.compare_row(amended.row, life)
 
     def expect_refusal(self, key: Key, commit: Commit, allowed: tuple[type[SessionError], ...]) -> None:
         """The commit has to fail, for one of these reasons."""
@@ -248,8 +371,8 @@ class Machine(RuleBasedStateMachine):
         assert renewed == (held is not None and held.owner == owner)
         if held is not None and renewed:
             self.leases[key] = Lease(owner, held.since, now + ms)
-            if life is not None and life.gone_at is not None:
-                life.gone_at = max(life.gone_at, now + ms)
+            if life is not None:
+                life.prolong(now + ms)
 
     @rule(number=st.integers(0, 1), owner=st.sampled_from(OWNERS))
     def release(self, number: int, owner: str) -> None:
@@ -299,23 +422,50 @@ class Machine(RuleBasedStateMachine):
         """Read without any knowledge."""
         self.check(self.keys[number], None, None)
 
-    @rule(limit=st.integers(1, 3))
-    def find_and_count(self, limit: int) -> None:
+    @rule(
+        limit=st.integers(1, 3),
+        user=st.sampled_from([None, "ann", "bob"]),
+        status=st.sampled_from([None, "active", "idle", "ended"]),
+        order=st.sampled_from(["activity", "start"]),
+    )
+    def find_and_count(self, limit: int, user: str | None, status: Status | None, order: Order) -> None:
         """Find and count."""
         tenant = self.keys[0].tenant
-        for user in (None, "ann", "bob"):
-            lives = [(life, key) for key in self.keys if (life := self.life(key)) is not None]
-            expected = [
-                (life.active_at, key.id, life.fields) for life, key in lives if user is None or life.belongs_to == user
-            ]
-            found, cursor, first = [], None, True
-            while first or cursor is not None:
-                page = self.runner.run(self.store.find(tenant, "session", belongs_to=user, limit=limit, cursor=cursor))
-                found += [(place.row.active_at, place.id, place.row.fields) for place in page.found]
-                assert len(found) <= len(expected)
-                cursor, first = page.next, False
-            assert found == sorted(expected, key=lambda place: place[:2], reverse=True)
-            assert self.runner.run(self.store.count(tenant, "session", belongs_to=user)) == len(expected)
+        lives = [(life, key) for key in self.keys if (life := self.life(key)) is not None]
+        expected = [
+            (life.active_at if order == "activity" else life.started_at, key.id, life.fields)
+            for life, key in lives
+            if user in (None, life.belongs_to)
+            if status in (None, life.stamps.status(self.clock.now_ms()))
+        ]
+        found, cursor, first = [], None, True
+        while first or cursor is not None:
+            page = self.runner.run(
+                self.store.find(
+                    tenant, "session", belongs_to=user, status=status, order=order, limit=limit, cursor=cursor
+                )
+            )
+            for place in page.found:
+                at = place.row.active_at if order == "activity" else place.row.started_at
+                found.append((at, place.id, place.row.fields))
+            assert len(found) <= len(expected)
+            cursor, first = page.next, False
+        assert found == sorted(expected, key=lambda place: place[:2], reverse=True)
+        count = self.store.count(tenant, "session", belongs_to=user, status=status)
+        assert self.runner.run(count) == len(expected)
+
+    @rule(limit=st.integers(1, 3))
+    def run_out(self, limit: int) -> None:
+        """What has ended and nobody ended."""
+        now = self.clock.now_ms()
+        lives = [(life, key) for key in self.keys if (life := self.life(key)) is not None]
+        expected = [
+            (life.stamps.ends_at, key.id)
+            for life, key in lives
+            if life.ended_at is None and life.stamps.status(now) == "ended"
+        ]
+        found = self.runner.run(self.store.run_out(self.keys[0].tenant, "session", limit=limit))
+        assert [(place.row.ends_at, place.id) for place in found] == sorted(expected)[:limit]
 
     @rule(limit=st.integers(1, 3))
     def scan(self, limit: int) -> None:
@@ -360,13 +510,19 @@ class Machine(RuleBasedStateMachine):
         """The row, with fields if they changed."""
         row = opened.row
         assert row is not None
-        times = (life.started_at, life.active_at, life.gone_at)
-        assert (row.started_at, row.active_at, row.gone_at, row.belongs_to) == (*times, life.belongs_to)
+        self.compare_row(row, life)
         if row.fields is None:
             assert seen is not None
             assert seen.life.fields == life.fields
         else:
             assert row.fields == life.fields
+
+    def compare_row(self, row: Row, life: Life) -> None:
+        """All but the fields."""
+        assert row.course == life.course
+        assert row.stamps == life.stamps
+        assert (row.lifetime, row.own) == (life.lifetime, life.own)
+        assert (row.belongs_to, row.counters, row.record_tag) == (life.belongs_to, life.counters, life.tag)
 
     def check_values(self, opened: Opened, seen: Seen | None, life: Life) -> None:
         """The namespaces that changed."""
@@ -409,6 +565,12 @@ def merge(kept: dict[Any, bytes], changes: dict[Any, bytes | None]) -> None:
             kept.pop(name, None)
         else:
             kept[name] = data
+
+
+def add(counters: dict[str, int], more: dict[str, int]) -> None:
+    """Count on."""
+    for name, number in more.items():
+        counters[name] = counters.get(name, 0) + number
 
 
 class AnySequence(Harness):
