@@ -18,9 +18,12 @@ from .errors import (
     ForbiddenError,
     InvalidError,
     SessionBusyError,
+    SessionEndedError,
+    SessionExpiredError,
     SessionNotFoundError,
 )
 from .identifiers import DEFAULT_TENANT, check_id, check_name
+from .lifecycle import Lifecycle, Policies
 from .record import LockInfo, SessionRecord, lock_info, record_of
 from .session import Session, enter_session, joined_session, leave_session
 from .settings import Settings
@@ -43,8 +46,8 @@ _LONGEST_NAP_S = 1.0
 """A waiting turn asks again at least so often: that keeps its place in the queue."""
 
 
-class SessionManager:
-    """Opens sessions of one tenant in one store.
+class SessionManager(Lifecycle):
+    """Sessions of one tenant in one store: turns on them, and what becomes of them.
 
     `SessionManager.from_env()` is the process's shared one, configured by `AK_SESSION__*`. `SessionManager(store)`
     stands alone.
@@ -65,6 +68,7 @@ class SessionManager:
         self.lease_ms = round(self.settings.turn.lease_s * 1000)
         ttl = self.settings.session_ttl
         self.ttl_ms = None if ttl is None else round(ttl.total_seconds() * 1000)
+        self.policies = Policies(self.store, self.settings.policy)
         self._cache = ImageCache(self.settings.cache.size, self.settings.cache.max_bytes)
         self.leases = LeaseKeeper(self.store, self.lease_ms)
 
@@ -196,7 +200,7 @@ class SessionManager:
         is_known_owner = user_id is None or (image.row is not None and image.row.belongs_to == user_id)
         if is_known_owner and joined_session(self.store, key) is None:
             part = Part(check_name(namespace, "namespace"), check_name(log, "name"))
-            turn = self._turn(key, image, user_id, "turn", blind=True)
+            turn = self._turn(key, image, user_id, "turn", await self._lifetime(), blind=True)
             await turn.append_items(part, items)
             try:
                 await turn.commit(release=True)
@@ -210,10 +214,17 @@ class SessionManager:
 
     # ------------------------------------------------------------------------------------------------ one session
 
-    async def get(self, session_id: str) -> SessionRecord | None:
-        """The record of a session; None if there is no such session in this tenant."""
+    async def get(self, session_id: str, *, strict: bool = False) -> SessionRecord | None:
+        """The record of a session; None if there is no such session in this tenant.
+
+        Raises:
+            SessionNotFoundError: With `strict`: there is none.
+        """
         key = self._key(session_id)
-        return record_of(key, await self._load(key, {}))
+        record = record_of(key, await self._load(key, {}))
+        if record is None and strict:
+            raise SessionNotFoundError(f"there is no session {session_id!r}")
+        return record
 
     async def delete(self, session_id: str) -> bool:
         """Remove a session with all its state at once; a turn that is running can't store anything any more.
@@ -268,7 +279,15 @@ class SessionManager:
         return Key(self.tenant_id, "session", session.id)
 
     def _turn(
-        self, key: Key, image: Image, user_id: str | None, mode: CommitMode, *, owner: str = "", blind: bool = False
+        self,
+        key: Key,
+        image: Image,
+        user_id: str | None,
+        mode: CommitMode,
+        lifetime: Lifetime,
+        *,
+        owner: str = "",
+        blind: bool = False,
     ) -> Turn:
         return Turn(
             self.store,
@@ -276,7 +295,7 @@ class SessionManager:
             image,
             owner=owner or new_owner(),
             lease_ms=self.lease_ms,
-            lifetime=Lifetime(ttl_ms=self.ttl_ms),
+            lifetime=lifetime,
             belongs_to=user_id,
             mode=mode,
             blind=blind,
@@ -299,7 +318,7 @@ class SessionManager:
         create: bool,
         observation: Observation,
     ) -> Turn:
-        owner = new_owner()
+        lifetime, owner = await self._lifetime(), new_owner()
         held = self._cache.get(key)
         wanted = held.wanted(_parts(logs))
         try:
@@ -308,13 +327,14 @@ class SessionManager:
             if image.row is None and not create:
                 raise SessionNotFoundError(f"there is no session {key.id!r}")
             _check_user(key, image.row.belongs_to if image.row else None, user_id)
+            _check_not_ended(key, image)
             if image.row is not None and (image.row.gone_at or math.inf) < opened.now + self.lease_ms:
                 await self.store.renew(key, owner, self.lease_ms)  # it must not go while the turn runs
         except BaseException:
             await self._release(key, owner)
             raise
         self.leases.hold(key, owner)
-        return self._turn(key, image, user_id, commit, owner=owner)
+        return self._turn(key, image, user_id, commit, lifetime, owner=owner)
 
     async def _take(
         self, key: Key, owner: str, wanted: Wanted, held: Image, wait_s: float | None, observation: Observation
@@ -406,6 +426,13 @@ def _parts(logs: LogsWanted) -> dict[Part, int | None]:
 def _check_user(key: Key, belongs_to: str | None, user_id: str | None) -> None:
     if user_id is not None and belongs_to is not None and user_id != belongs_to:
         raise ForbiddenError(f"session {key.id!r} belongs to another user", field="user_id")
+
+
+def _check_not_ended(key: Key, image: Image) -> None:
+    if image.row is not None and image.row.stamps.status(image.now) == "ended":
+        if image.row.expires:
+            raise SessionExpiredError(f"session {key.id!r} has expired")
+        raise SessionEndedError(f"session {key.id!r} has ended")
 
 
 def _merge_metadata(turn: Turn, metadata: Mapping[str, Any] | None) -> None:

@@ -43,6 +43,7 @@ from pydantic_settings import (
 
 from .encryption_keys import decode_keys
 from .errors import InvalidError
+from .policy import Policy
 
 PREFIX = "AK_SESSION__"
 STORE_ENTRY_POINTS = "agent_sessions.stores"
@@ -266,6 +267,9 @@ class Settings(BaseSettings):
 
     encryption: EncryptionSettings = Field(default_factory=EncryptionSettings)
     """Encryption at rest."""
+
+    policy: Policy = Field(default_factory=Policy)
+    """The rules for the life of sessions, where none are stored."""
 
     turn: TurnSettings = Field(default_factory=TurnSettings)
     """Turns: waiting and leases."""

@@ -291,6 +291,8 @@ class Committed(Discreet, Struct, frozen=True):
     """What the commit was applied to (`ABSENT`: it made the key)."""
     row: Row | None
     """The key's row after the commit, without fields. None if repeated."""
+    previous_tag: bytes
+    """The `record_tag` that the commit was applied to; that of the commit if it made the key."""
     log_heads: dict[Part, LogHead]
     """The logs that the commit changed."""
     repeated: bool = False
@@ -336,10 +338,11 @@ CommitStatus = Literal["stored", "not_stored", "unknown"]
 
 
 class Found(NamedTuple):
-    """A place in a listing: a key's id and row (with fields)."""
+    """A place in a listing: a key's id, its row (with fields), and how many commits it has seen."""
 
     id: str
     row: Row
+    revision: int
 
 
 Order = Literal["activity", "start"]
@@ -356,6 +359,7 @@ class Cursor(NamedTuple):
 class Page(NamedTuple):
     """A page of a listing. `next` is None at its end."""
 
+    now: int
     found: list[Found]
     next: Cursor | None
 
@@ -406,7 +410,7 @@ class Store(Protocol):
             SessionConflictError: It is not at the expected version (and the commit was not stored before).
             SessionBusyError: Somebody else's lease is live.
             SessionNotFoundError: It was expected to exist and is absent.
-            SessionEndedError, SessionExpiredError: It has ended; the latter if by the end that it was given, or by its age.
+            SessionEndedError, SessionExpiredError: It has ended; the latter by the clock (`Row.expires`).
             CommitTooLargeError: It is more than the backend can take in one step. Nothing is stored.
             CommitUnknownError: The commit is not among those that the key remembers, and so many followed on the
                 expected version that it might have been.
@@ -476,8 +480,8 @@ class Store(Protocol):
         """Count what `find` would list, without reading it."""
         ...
 
-    async def run_out(self, tenant: str, kind: Kind, *, limit: int = 100) -> list[Found]:
-        """Keys that have ended without having been ended (`Course.ended_at` is None), the longest ago first."""
+    async def run_out(self, tenant: str, kind: Kind, *, limit: int = 100) -> Page:
+        """List keys that have ended without having been ended (`ended_at` is None), the longest ago first."""
         ...
 
     async def scan(self, *, limit: int = 100, cursor: bytes | None = None) -> Keys:

@@ -63,7 +63,7 @@ class Course(NamedTuple):
         return _first(self.expires_at, _after(self.started_at, lifetime.absolute_ms))
 
     def stamps(self, lifetime: Lifetime, *, busy_until: int = 0) -> Stamps:
-        """The stamps of an activity at `active_at`. Until `busy_until` it is neither idle nor gone, nor ends by idling."""
+        """The stamps of an activity. Until `busy_until` the key is neither idle nor gone, nor does it end by idling."""
         idle = _not_before(busy_until, _after(self.active_at, lifetime.idle_ms))
         idled_out = None if idle is None else _not_before(busy_until, _after(idle, lifetime.end_ms))
         faded = _not_before(busy_until, _after(self.active_at, lifetime.ttl_ms))
@@ -75,7 +75,7 @@ class Course(NamedTuple):
     def prolonged(self, stamps: Stamps, lifetime: Lifetime, till: int) -> Stamps:
         """The stamps of a key that somebody is known to work on until then: none is nearer than it was."""
         busy = self.stamps(lifetime, busy_until=till)
-        return Stamps(*(None if None in pair else max(pair) for pair in zip(stamps, busy, strict=True)))
+        return Stamps(*map(_later, stamps, busy))
 
 
 def _after(start: int, ms: int | None) -> int | None:
@@ -84,6 +84,10 @@ def _after(start: int, ms: int | None) -> int | None:
 
 def _not_before(time: int, at: int | None) -> int | None:
     return None if at is None else max(at, time)
+
+
+def _later(one: int | None, other: int | None) -> int | None:
+    return None if one is None or other is None else max(one, other)
 
 
 def _first(*times: int | None) -> int | None:

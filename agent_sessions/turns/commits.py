@@ -11,7 +11,7 @@ from typing import TypeVar
 from msgspec import Struct
 
 from ..errors import CommitTooLargeError, CommitUnknownError, StoreUnavailableError
-from ..stores.base import ABSENT, Commit, Committed, Key, Opened, Store, Version
+from ..stores.base import ABSENT, Amend, Amended, Commit, Committed, Key, Opened, Store, Version
 
 MAX_COMMIT_BYTES = 32 * 2**20
 
@@ -58,6 +58,11 @@ async def store_commit(store: Store, key: Key, commit: Commit, lease_ms: int, tr
         if error.maybe_done:
             raise _unknown(key, commit) from error
         raise
+
+
+async def store_amend(store: Store, key: Key, amend: Amend, lease_ms: int) -> Amended:
+    """Amend, and repeat under the same id for as long as the store is silent, up to the length of a lease."""
+    return await _repeated(lambda: store.amend(key, amend), lease_ms)
 
 
 async def store_delete(store: Store, key: Key, lease_ms: int) -> bool:

@@ -57,6 +57,8 @@ class Drafts(Struct):
 def confirmed(folded: Image, commit: Commit, committed: Committed) -> Image:
     """The folded image with what the store said of it."""
     row = committed.row or folded.row or _row_made_now(commit)
+    if folded.row is not None and committed.previous_tag != folded.row.record_tag:
+        row = structs.replace(row, record_tag=b"")  # somebody amended the record meanwhile: it is read again
     fields = {name: data for name, data in {**folded.fields, **commit.fields}.items() if data is not None}
     heads, windows = dict(folded.log_heads), dict(folded.logs)
     for part, head in committed.log_heads.items():
@@ -66,6 +68,7 @@ def confirmed(folded: Image, commit: Commit, committed: Committed) -> Image:
     return structs.replace(
         folded,
         version=committed.version,
+        now=row.active_at,
         row=structs.replace(row, fields=fields),
         log_heads=heads,
         logs=windows,

@@ -32,6 +32,8 @@ class Image(Discreet, Struct, frozen=True):
     """
 
     version: Version = ABSENT
+    now: int = 0
+    """When it was read, or stored."""
     row: Row | None = None
     values: Mapping[str, Mapping[str, bytes]] = field(default_factory=dict)
     log_heads: Mapping[Part, LogHead] = field(default_factory=dict)
@@ -98,6 +100,7 @@ class Image(Discreet, Struct, frozen=True):
             row = structs.replace(row, fields=dict(self.fields))
         return Image(
             version=opened.version,
+            now=opened.now,
             row=row,
             values=_moved(kept.values, opened.values) if wanted.values else kept.values,
             log_heads=opened.log_heads,

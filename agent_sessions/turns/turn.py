@@ -39,6 +39,10 @@ _SNAPSHOT = "this is a snapshot, for reading only; write in `async with manager.
 _turns: WeakSet[Turn] = WeakSet()
 
 
+_OPENED = {"end_ms": None}
+"""What a session that is made by opening it has of its own: a conversation that rests does not end by that."""
+
+
 class Turn:
     """The state of a session while one owner works on it: an image, and drafts of what is to change.
 
@@ -328,6 +332,7 @@ class Turn:
             expected=None if self._blind else image.version,
             hold_ms=None if release else self._lease_ms,
             lifetime=self._lifetime,
+            own=_OPENED,
             belongs_to=self.belongs_to,
             values=values,
         )

@@ -115,10 +115,10 @@ class MemoryStore:
             slot = self._slot(key, now) or _Slot()
             state = slot.state
             if state is not None and (revision := state.commits.find(commit.id)) is not None:
-                return Committed(Version(revision, commit.id), ABSENT, None, {}, repeated=True)
+                return Committed(Version(revision, commit.id), ABSENT, None, b"", {}, repeated=True)
             _check(key, commit, slot, now)
             state = state or _State(now, commit)
-            previous = state.commits.version
+            previous, previous_tag = state.commits.version, state.record_tag
             heads = state.apply(commit, now)
             self._slots[key], slot.state = slot, state
             self._list(key, state)
@@ -127,7 +127,7 @@ class MemoryStore:
             else:
                 slot.turns.hold(commit.owner, commit.hold_ms, now)
             self._schedule(key, slot)
-            return Committed(state.commits.version, previous, state.row(None), heads)
+            return Committed(state.commits.version, previous, state.row(None), previous_tag, heads)
 
     async def amend(self, key: Key, amend: Amend) -> Amended:
         """See `Store.amend`."""
@@ -243,7 +243,7 @@ class MemoryStore:
             self._sweep(now, None)
             listing = self._listings.get((tenant, kind, belongs_to))
             if listing is None or limit < 1:
-                return Page([], None)
+                return Page(now, [], None)
             places = listing.by_activity if order == "activity" else listing.by_start
             found: list[Found] = []
             last: Cursor | None = None
@@ -253,10 +253,10 @@ class MemoryStore:
                 if status is not None and state.stamps.status(now) != status:
                     continue
                 if len(found) == limit:
-                    return Page(found, last)
-                found.append(Found(id, state.row(state.fields.copy())))
+                    return Page(now, found, last)
+                found.append(Found(id, state.row(state.fields.copy()), state.commits.revision))
                 last = Cursor(at, id)
-            return Page(found, None)
+            return Page(now, found, None)
 
     async def count(
         self, tenant: str, kind: Kind, *, belongs_to: str | None = None, status: Status | None = None
@@ -268,7 +268,7 @@ class MemoryStore:
             listing = self._listings.get((tenant, kind, belongs_to))
             return 0 if listing is None else listing.count(status, now)
 
-    async def run_out(self, tenant: str, kind: Kind, *, limit: int = 100) -> list[Found]:
+    async def run_out(self, tenant: str, kind: Kind, *, limit: int = 100) -> Page:
         """See `Store.run_out`."""
         with self._lock:
             now = self._clock.now_ms()
@@ -278,8 +278,8 @@ class MemoryStore:
             for id in [] if listing is None else listing.run_out(now, limit):
                 state = self._slots[Key(tenant, kind, id)].state
                 assert state is not None
-                found.append(Found(id, state.row(state.fields.copy())))
-            return found
+                found.append(Found(id, state.row(state.fields.copy()), state.commits.revision))
+            return Page(now, found, None)
 
     async def scan(self, *, limit: int = 100, cursor: bytes | None = None) -> Keys:
         """See `Store.scan`."""

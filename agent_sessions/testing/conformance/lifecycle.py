@@ -174,16 +174,16 @@ class Lifecycle(Harness):
         await store.commit(key._replace(id="late"), change(lifetime=MADE, expires_at=start + 100_000))
         await store.commit(key._replace(id="alive"), change(lifetime=MADE, own={"end_ms": None}))
         clock.advance(HALF_HOUR + DAY - 1)
-        assert [found.id for found in await store.run_out(key.tenant, key.kind)] == ["late"]
+        assert [found.id for found in (await store.run_out(key.tenant, key.kind)).found] == ["late"]
         clock.advance(1)
-        found = await store.run_out(key.tenant, key.kind)
+        found = (await store.run_out(key.tenant, key.kind)).found
         assert [place.id for place in found] == ["late", key.id]
-        assert len(await store.run_out(key.tenant, key.kind, limit=1)) == 1
+        assert len((await store.run_out(key.tenant, key.kind, limit=1)).found) == 1
         for place, ended_at in zip(found, (start + 100_000, start + (HALF_HOUR + DAY) * 1000), strict=True):
             ended = await self.amend(store, key._replace(id=place.id), end=True)
             assert ended.row.ended_at == ended_at
             assert ended.row.gone_at == ended_at + WEEK * 1000
-        assert await store.run_out(key.tenant, key.kind) == []
+        assert (await store.run_out(key.tenant, key.kind)).found == []
         assert await self.counts(store, key) == {"ended": 2, "idle": 1}
         with pytest.raises(SessionExpiredError):
             await store.commit(key._replace(id="late"), change())
@@ -221,6 +221,19 @@ class Lifecycle(Harness):
         assert committed.row is not None
         assert committed.row.counters == {"n": 3, "m": 1}
         assert (await self.row(store, key)).fields == {"f": b"2", "g": b"3"}
+
+    async def test_a_commit_tells_what_record_it_found(self, store: Store, key: Key) -> None:
+        made = await store.commit(key, change(fields={"f": b"1"}))
+        assert made.row is not None
+        assert made.previous_tag == made.row.record_tag
+        amended = await self.amend(store, key, fields={"g": b"1"})
+        committed = await store.commit(key, change(fields={"f": b"2"}))
+        assert committed.previous_tag == amended.row.record_tag
+        assert committed.row is not None
+        again = await store.commit(key, change())
+        assert again.previous_tag == committed.row.record_tag
+        assert again.row is not None
+        assert again.row.record_tag == again.previous_tag
 
     async def test_an_amendment_is_applied_once(self, store: Store, key: Key) -> None:
         await store.commit(key, change(lifetime=MADE))

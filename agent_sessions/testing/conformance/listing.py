@@ -10,16 +10,16 @@ from agent_sessions.testing.conformance.harness import Harness, change, new_id
 class Listing(Harness):
     """Find and count."""
 
-    async def test_an_empty_listing_has_no_pages(self, store: Store, tenant: str) -> None:
-        assert await store.find(tenant, "session") == Page([], None)
+    async def test_an_empty_listing_has_no_pages(self, store: Store, tenant: str, clock: FakeClock) -> None:
+        assert await store.find(tenant, "session") == Page(clock.now_ms(), [], None)
         assert await store.count(tenant, "session") == 0
 
     async def test_keys_are_listed_with_their_rows(self, store: Store, other: Store, key: Key) -> None:
         await store.commit(key, change(ttl_ms=60_000, belongs_to="ann", fields={"status": b"new"}))
         row = (await store.open(key)).row
         assert row is not None
-        assert (await other.find(key.tenant, key.kind)).found == [Found(key.id, row)]
-        assert (await other.find(key.tenant, key.kind, belongs_to="ann")).found == [Found(key.id, row)]
+        assert (await other.find(key.tenant, key.kind)).found == [Found(key.id, row, 1)]
+        assert (await other.find(key.tenant, key.kind, belongs_to="ann")).found == [Found(key.id, row, 1)]
 
     async def test_the_most_recently_active_come_first(self, store: Store, tenant: str, clock: FakeClock) -> None:
         for id in ("c", "a", "b", "d"):

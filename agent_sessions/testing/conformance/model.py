@@ -465,7 +465,7 @@ class Machine(RuleBasedStateMachine):
             if life.ended_at is None and life.stamps.status(now) == "ended"
         ]
         found = self.runner.run(self.store.run_out(self.keys[0].tenant, "session", limit=limit))
-        assert [(place.row.ends_at, place.id) for place in found] == sorted(expected)[:limit]
+        assert [(place.row.ends_at, place.id) for place in found.found] == sorted(expected)[:limit]
 
     @rule(limit=st.integers(1, 3))
     def scan(self, limit: int) -> None:

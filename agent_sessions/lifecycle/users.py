@@ -1,0 +1,114 @@
+"""What is decided for one user at a time: one active session, no more sessions than allowed, erasure.
+
+A user's key holds no session. Its lease makes those who create sessions for the user follow one another, and it names
+the sessions that they made lately: the index of a backend may show those later.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from hashlib import blake2b
+from secrets import token_bytes
+
+from .. import codec
+from ..background import finished, uncancelled
+from ..errors import SessionBusyError
+from ..stores.base import Commit, Key, LeaseWanted, Opened, Store, Wanted
+from ..stores.lifetime import Lifetime
+from ..turns.commits import Traffic, store_commit
+from ..turns.leases import new_owner
+
+PATIENCE_S = 60.0
+RECENT = 100
+RECENT_MS = 60_000
+"""So long an index may lag behind."""
+
+ERASED_MS = 60_000
+"""So long after an erasure a session that was being made for the user meanwhile is taken back."""
+
+_RECENT = "recent"
+
+
+class UserTurn:
+    """A turn on a user's key."""
+
+    def __init__(self, recent: dict[str, int], now: int) -> None:
+        self._recent = {session_id: at for session_id, at in recent.items() if at + RECENT_MS > now}
+        self._now = now
+        self.changed = False
+
+    @property
+    def recent(self) -> list[str]:
+        """The sessions that were made lately."""
+        return list(self._recent)
+
+    def remember(self, session_id: str) -> None:
+        """A session was made."""
+        self._recent[session_id] = self._now
+        self.changed = True
+
+    def encoded(self) -> bytes:
+        return codec.encode(dict(list(self._recent.items())[-RECENT:]))
+
+
+class UserKeys:
+    """The keys of a tenant's users."""
+
+    def __init__(self, store: Store, tenant: str, lease_ms: int) -> None:
+        self._store = store
+        self._tenant = tenant
+        self._lease_ms = lease_ms
+
+    @asynccontextmanager
+    async def turn(self, user_id: str) -> AsyncIterator[UserTurn]:
+        """Be alone with a user: others that decide for the same one wait."""
+        key, owner = Key(self._tenant, "user", user_id), new_owner()
+        opened = await self._take(key, owner)
+        fields = {} if opened.row is None else opened.row.fields or {}
+        user = UserTurn(codec.decode(fields[_RECENT]) if _RECENT in fields else {}, opened.now)
+        try:
+            yield user
+            if user.changed:
+                commit = Commit(
+                    id=token_bytes(8),
+                    owner=owner,
+                    expected=None,
+                    lifetime=Lifetime(ttl_ms=RECENT_MS),
+                    fields={_RECENT: user.encoded()},
+                )
+                await finished(lambda: store_commit(self._store, key, commit, self._lease_ms, Traffic()))
+        finally:
+            await uncancelled(self._store.release(key, owner))
+
+    async def mark_erased(self, user_id: str) -> None:
+        """From now on, and for a minute, sessions that are made for the user are taken back."""
+        commit = Commit(
+            id=token_bytes(8), owner="erasure", expected=None, lifetime=Lifetime(ttl_ms=ERASED_MS), fields={"": b"\xc3"}
+        )
+        await store_commit(self._store, self._marker(user_id), commit, self._lease_ms, Traffic())
+
+    async def is_erased(self, user_id: str) -> bool:
+        """Whether the user is being erased, or was a moment ago."""
+        return (await self._store.open(self._marker(user_id), wanted=Wanted(values=False))).row is not None
+
+    def _marker(self, user_id: str) -> Key:
+        # It outlasts the erasure, and so may not name the user.
+        name = blake2b(user_id.encode(), digest_size=16, person=b"erased user").hexdigest()
+        return Key(self._tenant, "system", f"erased/{name}")
+
+    async def _take(self, key: Key, owner: str) -> Opened:
+        started = time.monotonic()
+        queue = False
+        while True:
+            opened = await self._store.open(
+                key, wanted=Wanted(values=False), lease=LeaseWanted(owner, self._lease_ms, queue)
+            )
+            if opened.granted:
+                return opened
+            if time.monotonic() - started > PATIENCE_S:
+                raise SessionBusyError(f"user {key.id!r} is busy: sessions are being made for the user all the time")
+            if queue:
+                await self._store.wait(key, owner, 1.0)
+            queue = True

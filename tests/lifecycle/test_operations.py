@@ -1,0 +1,515 @@
+"""The lifecycle operations, by the clock."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+
+from agent_sessions import MemoryStore, SessionManager, Settings
+from agent_sessions.errors import (
+    InvalidError,
+    SessionEndedError,
+    SessionError,
+    SessionExistsError,
+    SessionExpiredError,
+    SessionLimitError,
+    SessionNotFoundError,
+)
+from agent_sessions.testing import FakeClock
+
+MINUTE, HOUR, DAY = 60.0, 3600.0, 86_400.0
+
+
+@pytest.fixture
+def clock() -> FakeClock:
+    return FakeClock()
+
+
+@pytest.fixture
+async def manager(clock: FakeClock) -> AsyncIterator[SessionManager]:
+    store = MemoryStore(clock)
+    yield SessionManager(store)
+    await store.aclose()
+
+
+async def status_of(manager: SessionManager, session_id: str) -> str:
+    record = await manager.get(session_id)
+    return "gone" if record is None else record.status
+
+
+# --------------------------------------------------------------------------------------------------- create, get
+
+
+async def test_a_created_session_has_what_it_was_given(manager: SessionManager, clock: FakeClock) -> None:
+    end = datetime.fromtimestamp(clock.now_ms() / 1000, UTC) + timedelta(days=2)
+    made = await manager.create(
+        user_id="user-123",
+        session_id="s-1",
+        agent_id="shop",
+        memory_space_id="space",
+        description="a chat",
+        metadata={"deviceType": "web"},
+        ttl=1000,
+        expires_at=end,
+    )
+    got = await manager.get("s-1")
+    assert got == made
+    assert (made.session_id, made.tenant_id, made.user_id) == ("s-1", "default", "user-123")
+    assert (made.agent_id, made.memory_space_id) == ("shop", "space")
+    assert (made.description, made.metadata) == ("a chat", {"deviceType": "web"})
+    assert (made.status, made.end_reason, made.ended_at) == ("active", None, None)
+    assert (made.ttl, made.expires_at, made.revision) == (timedelta(seconds=1000), end, 1)
+    assert made.started_at == made.last_active_at == datetime.fromtimestamp(clock.now_ms() / 1000, UTC)
+
+
+async def test_an_id_is_made_if_none_is_given(manager: SessionManager) -> None:
+    first, second = await manager.create("u"), await manager.create("u")
+    assert first.session_id != second.session_id
+    assert len(first.session_id) == 36
+
+
+async def test_an_id_that_exists_is_refused(manager: SessionManager) -> None:
+    await manager.create(session_id="s")
+    with pytest.raises(SessionExistsError):
+        await manager.create(session_id="s")
+    async with manager.open("opened"):
+        pass
+    with pytest.raises(SessionExistsError):
+        await manager.create("u", session_id="opened")
+
+
+@pytest.mark.parametrize(
+    ("wrong", "code", "field"),
+    [
+        ({"user_id": " "}, "INVALID_USER_ID", "user_id"),
+        ({"session_id": 5}, "INVALID_SESSION_ID", "session_id"),
+        ({"agent_id": ""}, "INVALID_AGENT_ID", "agent_id"),
+        ({"memory_space_id": "a\n"}, "INVALID_MEMORY_SPACE_ID", "memory_space_id"),
+        ({"description": 5}, "INVALID_DESCRIPTION", "description"),
+        ({"metadata": []}, "INVALID_METADATA", "metadata"),
+        ({"metadata": {1: 2}}, "INVALID_METADATA", "metadata"),
+        ({"ttl": -1}, "INVALID_TTL", "ttl"),
+        ({"ttl": True}, "INVALID_TTL", "ttl"),
+        ({"ttl": float("nan")}, "INVALID_TTL", "ttl"),
+        ({"expires_at": datetime(2020, 1, 1, tzinfo=UTC)}, "INVALID_EXPIRES_AT", "expires_at"),
+        ({"expires_at": datetime(2100, 1, 1)}, "INVALID_EXPIRES_AT", "expires_at"),
+        ({"policy": {"idle": 1}}, "INVALID_POLICY", "idle"),
+    ],
+)
+async def test_wrong_arguments_are_named(manager: SessionManager, wrong: Any, code: str, field: str) -> None:
+    with pytest.raises(InvalidError) as refused:
+        await manager.create(**wrong)
+    assert (refused.value.code, refused.value.field) == (code, field)
+    assert await manager.count() == 0
+
+
+async def test_what_is_missing_is_none_or_an_error(manager: SessionManager) -> None:
+    assert await manager.get("nobody") is None
+    with pytest.raises(SessionNotFoundError):
+        await manager.get("nobody", strict=True)
+    for operation in (manager.touch, manager.end, manager.update):
+        with pytest.raises(SessionNotFoundError):
+            await operation("nobody")
+    with pytest.raises(SessionNotFoundError):
+        await manager.extend("nobody", hours=1)
+
+
+# --------------------------------------------------------------------------------------------------- time
+
+
+async def test_a_created_session_is_idle_then_ended_then_gone(manager: SessionManager, clock: FakeClock) -> None:
+    made = await manager.create("u")
+    for wait, before, after in ((30 * MINUTE, "active", "idle"), (DAY, "idle", "ended"), (7 * DAY, "ended", "gone")):
+        clock.advance(wait - 0.001)
+        assert await status_of(manager, made.session_id) == before
+        clock.advance(0.001)
+        assert await status_of(manager, made.session_id) == after
+
+
+async def test_an_ended_session_says_why(manager: SessionManager, clock: FakeClock) -> None:
+    start = datetime.fromtimestamp(clock.now_ms() / 1000, UTC)
+    idle = await manager.create("u")
+    expired = await manager.create("u", expires_at=start + timedelta(hours=1))
+    ended = await manager.create("u")
+    summary = await manager.end(ended.session_id)
+    assert (summary.end_reason, summary.duration) == ("explicit", timedelta(0))
+    clock.advance(2 * DAY)
+    for made, reason, at in (
+        (idle, "idle", start + timedelta(days=1, minutes=30)),
+        (expired, "expired", start + timedelta(hours=1)),
+        (ended, "explicit", start),
+    ):
+        record = await manager.get(made.session_id, strict=True)
+        assert record is not None
+        assert (record.status, record.end_reason, record.ended_at) == ("ended", reason, at)
+        assert record.time_remaining == timedelta(0)
+
+
+async def test_an_opened_session_never_ends_by_resting(manager: SessionManager, clock: FakeClock) -> None:
+    async with manager.open("chat") as session:
+        session.set("a", 1)
+    clock.advance(3 * DAY)
+    assert await status_of(manager, "chat") == "idle"
+    async with manager.open("chat") as session:
+        assert session.get("a") == 1
+    clock.advance(7 * DAY)
+    assert await status_of(manager, "chat") == "gone"
+
+
+async def test_nothing_is_written_to_what_has_ended(manager: SessionManager, clock: FakeClock) -> None:
+    ended, expired = await manager.create("u"), await manager.create("u", expires_at=_in(clock, HOUR))
+    await manager.end(ended.session_id)
+    clock.advance(HOUR)
+    for made, error in ((ended, SessionEndedError), (expired, SessionExpiredError)):
+        id = made.session_id
+        with pytest.raises(error):
+            async with manager.open(id):
+                raise AssertionError("it opened")
+        for operation in (
+            lambda id=id: manager.touch(id),
+            lambda id=id: manager.update(id, metadata={"a": 1}),
+            lambda id=id: manager.extend(id, hours=1),
+            lambda id=id: manager.append(id, "openai", "items", [1]),
+        ):
+            with pytest.raises(error):
+                await operation()
+        async with manager.read(id) as session:
+            assert session.keys() == []
+
+
+async def test_an_end_refuses_a_running_turn(manager: SessionManager) -> None:
+    made = await manager.create("u")
+    with pytest.raises(SessionEndedError):
+        async with manager.open(made.session_id) as session:
+            session.set("a", 1)
+            await manager.end(made.session_id)
+    async with manager.read(made.session_id) as snapshot:
+        assert snapshot.get("a") is None
+
+
+async def test_touch_makes_an_idle_session_active(manager: SessionManager, clock: FakeClock) -> None:
+    made = await manager.create("u")
+    clock.advance(HOUR)
+    touched = await manager.touch(made.session_id)
+    assert touched.status == "active"
+    assert touched.last_active_at == made.last_active_at + timedelta(hours=1)
+    clock.advance(30 * MINUTE)
+    assert await status_of(manager, made.session_id) == "idle"
+
+
+async def test_reading_is_no_activity(manager: SessionManager, clock: FakeClock) -> None:
+    made = await manager.create("u")
+    clock.advance(20 * MINUTE)
+    async with manager.read(made.session_id):
+        pass
+    await manager.get(made.session_id)
+    await manager.list("u")
+    await manager.update(made.session_id, description="new")
+    clock.advance(10 * MINUTE)
+    assert await status_of(manager, made.session_id) == "idle"
+
+
+async def test_ending_again_changes_nothing(manager: SessionManager, clock: FakeClock) -> None:
+    made = await manager.create("u")
+    clock.advance(5)
+    first = await manager.end(made.session_id)
+    clock.advance(5)
+    assert await manager.end(made.session_id, reason="revoked") == first
+    assert first.duration == timedelta(seconds=5)
+
+
+# --------------------------------------------------------------------------------------------------- update, extend
+
+
+async def test_update_merges_and_removes(manager: SessionManager, clock: FakeClock) -> None:
+    made = await manager.create("u", metadata={"a": 1, "b": {"c": 1}}, description="old")
+    updated = await manager.update(made.session_id, metadata={"a": None, "b": 2, "d": 3}, description=None, ttl="1h")
+    assert (updated.metadata, updated.description, updated.ttl) == ({"b": 2, "d": 3}, None, timedelta(hours=1))
+    assert updated == await manager.get(made.session_id)
+    ends = _in(clock, HOUR)
+    assert (await manager.update(made.session_id, expires_at=ends)).expires_at == ends
+    cleared = await manager.update(made.session_id, expires_at=None, ttl=None)
+    assert (cleared.expires_at, cleared.ttl) == (None, timedelta(days=7))
+
+
+async def test_updates_at_once_lose_nothing(manager: SessionManager) -> None:
+    made = await manager.create("u")
+    await asyncio.gather(*(manager.update(made.session_id, metadata={f"k{n}": n}) for n in range(30)))
+    record = await manager.get(made.session_id, strict=True)
+    assert record is not None
+    assert record.metadata == {f"k{n}": n for n in range(30)}
+
+
+async def test_an_update_beside_a_turn_disturbs_neither(manager: SessionManager) -> None:
+    made = await manager.create("u", metadata={"a": 1})
+    async with manager.open(made.session_id, metadata={"by": "turn"}) as session:
+        session.set("n", 1)
+        await manager.update(made.session_id, metadata={"b": 2})
+    async with manager.open(made.session_id) as session:
+        assert session.get("n") == 1
+        assert session.metadata in ({"a": 1, "b": 2, "by": "turn"}, {"a": 1, "by": "turn"})
+    record = await manager.get(made.session_id, strict=True)
+    assert record is not None
+    assert record.metadata == session.metadata
+
+
+async def test_extensions_add_up(manager: SessionManager, clock: FakeClock) -> None:
+    made = await manager.create("u", expires_at=_in(clock, HOUR))
+    extended = await manager.extend(made.session_id, hours=6)
+    assert extended.expires_at == _in(clock, 7 * HOUR)
+    clock.advance(7 * HOUR - 0.001)
+    await manager.touch(made.session_id)
+    clock.advance(0.001)
+    with pytest.raises(SessionExpiredError):
+        await manager.touch(made.session_id)
+
+
+async def test_an_extension_of_no_end_counts_from_the_ttl(manager: SessionManager, clock: FakeClock) -> None:
+    made = await manager.create("u", ttl=1000)
+    extended = await manager.extend(made.session_id, seconds=500)
+    assert extended.expires_at == _in(clock, 1500)
+    clock.advance(1200)
+    assert await status_of(manager, made.session_id) == "active"
+    clock.advance(300)
+    assert await status_of(manager, made.session_id) == "ended"
+
+
+async def test_an_extension_stops_at_the_absolute_timeout(manager: SessionManager, clock: FakeClock) -> None:
+    made = await manager.create("u", policy={"absolute_timeout": "2h"}, expires_at=_in(clock, HOUR))
+    assert (await manager.extend(made.session_id, hours=6)).expires_at == _in(clock, 2 * HOUR)
+
+
+@pytest.mark.parametrize("wrong", [{}, {"hours": 0}, {"hours": -1}, {"seconds": 0}, {"hours": 1, "seconds": 1}])
+async def test_an_extension_is_more_than_nothing(manager: SessionManager, wrong: Any) -> None:
+    made = await manager.create("u")
+    with pytest.raises(InvalidError) as refused:
+        await manager.extend(made.session_id, **wrong)
+    assert refused.value.code == "INVALID_DURATION"
+
+
+# --------------------------------------------------------------------------------------------------- users
+
+
+async def test_get_or_create_gives_the_most_recently_active(manager: SessionManager, clock: FakeClock) -> None:
+    first = await manager.get_or_create("u", {"device": "web"})
+    assert first.metadata == {"device": "web"}
+    clock.advance(60)
+    second = await manager.create("u")
+    clock.advance(60)
+    assert (await manager.get_or_create("u")).session_id == second.session_id
+    clock.advance(60)
+    await manager.touch(first.session_id)
+    again = await manager.get_or_create("u")
+    assert again.session_id == first.session_id
+    clock.advance(HOUR)
+    assert (await manager.get_or_create("u")).session_id not in (first.session_id, second.session_id)
+
+
+async def test_fifty_at_once_get_one_session(manager: SessionManager) -> None:
+    records = await asyncio.gather(*(manager.get_or_create("new") for _ in range(50)))
+    assert len({record.session_id for record in records}) == 1
+    assert await manager.count("new") == 1
+
+
+async def test_a_limit_is_exact(clock: FakeClock) -> None:
+    manager = SessionManager(MemoryStore(clock), settings=Settings(policy={"max_sessions_per_user": 10}))
+    made = await asyncio.gather(*(manager.create("u") for _ in range(50)), return_exceptions=True)
+    assert sum(isinstance(one, SessionLimitError) for one in made) == 40
+    assert await manager.count("u") == 10
+    first = next(one for one in made if not isinstance(one, BaseException))
+    await manager.end(first.session_id)
+    await manager.create("u")
+    with pytest.raises(SessionLimitError):
+        await manager.create("u")
+    await manager.create("other")
+
+
+async def test_at_the_limit_the_oldest_may_be_ended(clock: FakeClock) -> None:
+    policy = {"max_sessions_per_user": 2, "on_limit": "end_oldest"}
+    manager = SessionManager(MemoryStore(clock), settings=Settings(policy=policy))
+    made = []
+    for _ in range(4):
+        made.append(await manager.create("u"))
+        clock.advance(1)
+    statuses = [await manager.get(one.session_id) for one in made]
+    assert [one.status for one in statuses if one] == ["ended", "ended", "active", "active"]
+    assert [one.end_reason for one in statuses if one] == ["replaced", "replaced", None, None]
+
+
+async def test_end_all_keeps_one(manager: SessionManager, clock: FakeClock) -> None:
+    made = [await manager.create("u") for _ in range(3)]
+    clock.advance(HOUR)
+    made.append(await manager.create("u"))
+    await manager.create("other")
+    ended = await manager.end_all("u", except_session_id=made[3].session_id)
+    assert ended.ended == 3
+    assert sorted(ended.session_ids) == sorted(one.session_id for one in made[:3])
+    assert (await manager.end_all("u")).session_ids == [made[3].session_id]
+    assert await manager.count("other", status="active") == 1
+
+
+# --------------------------------------------------------------------------------------------------- listing
+
+
+async def test_list_filters_and_pages(manager: SessionManager, clock: FakeClock) -> None:
+    for number in range(25):
+        await manager.create(
+            f"u{number % 2}",
+            session_id=f"s{number:02}",
+            agent_id=f"a{number % 3}",
+            metadata={"device": "web" if number % 5 else "mobile"},
+        )
+        clock.advance(1)
+    assert [record.session_id for record in (await manager.list(limit=3)).sessions] == ["s24", "s23", "s22"]
+
+    async def everything(**filters: Any) -> list[str]:
+        found, cursor = list[str](), None
+        while True:
+            page = await manager.list(limit=4, cursor=cursor, **filters)
+            found += [record.session_id for record in page.sessions]
+            cursor = page.next_cursor
+            if cursor is None:
+                return found
+
+    names = [f"s{number:02}" for number in range(24, -1, -1)]
+    assert await everything() == names
+    assert await everything(order="started") == names
+    assert await everything(user_id="u1") == names[1::2]
+    assert await everything(agent_id="a0") == names[0::3]
+    assert await everything(metadata={"device": "mobile"}) == ["s20", "s15", "s10", "s05", "s00"]
+    assert await everything(user_id="u0", metadata={"device": "mobile"}) == ["s20", "s10", "s00"]
+    fifth = (await manager.get("s05", strict=True)).started_at  # type: ignore[union-attr]
+    assert await everything(started_before=fifth) == names[-5:]
+    assert await everything(started_after=fifth) == names[:19]
+    assert [r.session_id for r in (await manager.list(offset=10, limit=2)).sessions] == names[10:12]
+    assert await manager.count() == 25
+    assert await manager.count("u1", agent_id="a0") == 4
+    assert await manager.count(metadata={"device": "mobile"}) == 5
+
+
+async def test_a_page_that_ends_on_the_last_session_is_the_last(manager: SessionManager) -> None:
+    for number in range(4):
+        await manager.create(session_id=f"s{number}", agent_id="a")
+    for filters in ({}, {"agent_id": "a"}):
+        page = await manager.list(limit=4, **filters)  # type: ignore[arg-type]
+        assert len(page.sessions) == 4
+        assert page.next_cursor is None
+
+
+@pytest.mark.parametrize(
+    ("wrong", "code"),
+    [
+        ({"limit": 0}, "INVALID_LIMIT"),
+        ({"limit": 1001}, "INVALID_LIMIT"),
+        ({"limit": True}, "INVALID_LIMIT"),
+        ({"offset": -1}, "INVALID_OFFSET"),
+        ({"status": "asleep"}, "INVALID_STATUS"),
+        ({"order": "name"}, "INVALID_ORDER"),
+        ({"cursor": "x"}, "INVALID_CURSOR"),
+        ({"cursor": 5}, "INVALID_CURSOR"),
+        ({"started_after": 5}, "INVALID_STARTED_AFTER"),
+    ],
+)
+async def test_wrong_filters_are_named(manager: SessionManager, wrong: Any, code: str) -> None:
+    with pytest.raises(InvalidError) as refused:
+        await manager.list(**wrong)
+    assert refused.value.code == code
+
+
+async def test_stats_and_active_ones(manager: SessionManager, clock: FakeClock) -> None:
+    old = [await manager.create("u") for _ in range(3)]
+    await manager.end(old[0].session_id)
+    clock.advance(HOUR)
+    new = [await manager.create("u") for _ in range(2)]
+    stats = await manager.stats()
+    assert (stats.active, stats.idle, stats.ended, stats.total) == (2, 2, 1, 5)
+    assert {one.session_id for one in await manager.get_active("u")} == {one.session_id for one in new}
+
+
+async def test_expire_idle_tells_each_once(manager: SessionManager, clock: FakeClock) -> None:
+    made = [await manager.create("u", session_id=f"s{number:03}") for number in range(450)]
+    await manager.create("u", session_id="expires", expires_at=_in(clock, HOUR))
+    async with manager.open("chat"):
+        pass
+    clock.advance(DAY + 30 * MINUTE)
+    await manager.create("u", session_id="young")
+    dry = await manager.expire_idle(dry_run=True)
+    assert dry.expired > 0
+    runs = await asyncio.gather(*(manager.expire_idle() for _ in range(3)))
+    told = [id for run in runs for id in run.session_ids]
+    assert sorted(told) == sorted([*(one.session_id for one in made), "expires"])
+    assert (await manager.expire_idle()).expired == 0
+    reasons = [await manager.get(id, strict=True) for id in ("s000", "expires")]
+    assert [one.end_reason for one in reasons if one] == ["idle", "expired"]
+
+
+async def test_expire_idle_by_age(manager: SessionManager, clock: FakeClock) -> None:
+    for number in range(5):
+        await manager.create("u", session_id=f"s{number}")
+        clock.advance(600)
+    assert (await manager.expire_idle(max_age="25m", dry_run=True)).session_ids == ["s2", "s1", "s0"]
+    assert sorted((await manager.expire_idle(max_age="25m")).session_ids) == ["s0", "s1", "s2"]
+    assert (await manager.stats()).ended == 3
+
+
+# --------------------------------------------------------------------------------------------------- policies
+
+
+async def test_the_nearest_policy_wins(manager: SessionManager, clock: FakeClock) -> None:
+    acme = manager.for_tenant("acme")
+    await manager.set_policy({"idle_after": "10m", "end_after": "1h"}, for_all=True)
+    await acme.set_policy({"inactiveTimeout": 300_000})
+    plain, theirs = await manager.create("u"), await acme.create("u")
+    own = await acme.create("u", policy={"idle_after": 60})
+    clock.advance(MINUTE)
+    assert await status_of(acme, own.session_id) == "idle"
+    clock.advance(4 * MINUTE)
+    assert (await status_of(acme, theirs.session_id), await status_of(manager, plain.session_id)) == ("idle", "active")
+    clock.advance(5 * MINUTE)
+    assert await status_of(manager, plain.session_id) == "idle"
+    clock.advance(HOUR)
+    assert await status_of(manager, plain.session_id) == "ended"
+
+
+async def test_a_policy_reaches_a_session_at_its_next_activity_or_when_applied(
+    manager: SessionManager, clock: FakeClock
+) -> None:
+    one, two = await manager.create("u"), await manager.create("u")
+    await manager.set_policy({"idle_after": "1m"})
+    clock.advance(5 * MINUTE)
+    await manager.touch(one.session_id)
+    clock.advance(2 * MINUTE)
+    assert (await status_of(manager, one.session_id), await status_of(manager, two.session_id)) == ("idle", "active")
+    assert await manager.apply_policy() == 2
+    assert await status_of(manager, two.session_id) == "idle"
+    await manager.set_policy(None)
+    assert (await manager.get_policy()).idle_after == timedelta(minutes=30)
+
+
+# --------------------------------------------------------------------------------------------------- tenants
+
+
+async def test_no_operation_reaches_another_tenant(manager: SessionManager) -> None:
+    acme, other = manager.for_tenant("acme"), manager.for_tenant("other")
+    made = await acme.create("u", session_id="s")
+    operations = [other.touch, other.end, other.update, lambda id: other.extend(id, hours=1)]
+    for operation in operations:
+        with pytest.raises(SessionError) as refused:
+            await operation("s")
+        assert refused.value.code == "SESSION_NOT_FOUND"
+    assert await other.get("s") is None
+    assert (await other.list("u")).sessions == []
+    assert await other.count() == 0
+    assert (await other.stats()).total == 0
+    assert (await other.end_all("u")).ended == 0
+    assert not await other.delete("s")
+    assert (await other.get_or_create("u")).session_id != "s"
+    assert await acme.get("s") == made
+
+
+def _in(clock: FakeClock, seconds: float) -> datetime:
+    return datetime.fromtimestamp(clock.now_ms() / 1000, UTC) + timedelta(seconds=seconds)
