@@ -31,7 +31,7 @@ from ..record import END_REASONS, SessionRecord, record_found, record_from, reco
 from ..stores.base import ABSENT, Amend, Amended, Commit, Cursor, Key, Opened, Order, Page, Row, Store, Wanted
 from ..stores.lifetime import Lifetime, Own, Status
 from ..turns.cache import ImageCache
-from ..turns.commits import Traffic, store_amend, store_commit
+from ..turns.commits import Traffic, store_amend, store_commit, store_delete
 from .arguments import (
     added_time,
     check_description,
@@ -43,6 +43,8 @@ from .arguments import (
     check_time,
     check_ttl,
 )
+from .copies import Document, from_json, read_whole, to_commit, to_json
+from .erasure import ErasureReceipt
 from .listings import SCANNED, Filters, SessionPage, Stats, read_cursor, write_cursor
 from .policies import Policies, lifetime_of, own_of
 from .users import UserKeys
@@ -400,6 +402,76 @@ class Lifecycle:
                 break
         return ExpiredSessions(len(told), told)
 
+    # ------------------------------------------------------------------------------------------------ copies
+
+    async def fork(self, session_id: str, new_id: str | None = None) -> SessionRecord:
+        """Copy a session with all its state: from here on the two go their own ways.
+
+        The copy starts now, belongs to the same user, and names the session that it was made of (`forked_from`). It
+        appears whole, or not at all.
+
+        Raises:
+            SessionNotFoundError: There is no such session.
+            SessionExistsError: There is one of the new id.
+        """
+        document = await read_whole(self.store, self._session_key(session_id))
+        document.record.fields["forked_from"] = codec.encode(session_id)
+        document.record.fields.pop("end_reason", None)
+        key = self._session_key(str(uuid.uuid4()) if new_id is None else new_id)
+        return await self._bring(key, document, as_new=True)
+
+    async def export(self, session_id: str) -> dict[str, Any]:
+        """A session with all its state, as a JSON document for `import_`.
+
+        Raises:
+            SessionNotFoundError: There is none.
+        """
+        return to_json(await read_whole(self.store, self._session_key(session_id)))
+
+    async def import_(self, data: Mapping[str, Any], *, session_id: str | None = None) -> SessionRecord:
+        """Make a session of what `export` gave, here or elsewhere: the same state byte for byte, and as old.
+
+        Args:
+            data: The document.
+            session_id: Another id than the document's.
+
+        Raises:
+            InvalidError: `INVALID_DOCUMENT`.
+            SessionExistsError: There is a session of that id.
+        """
+        document = from_json(data)
+        key = self._session_key(document.record.session_id if session_id is None else session_id)
+        return await self._bring(key, document, as_new=False)
+
+    # ------------------------------------------------------------------------------------------------ erasure
+
+    async def delete_user(self, user_id: str, *, dry_run: bool = False) -> ErasureReceipt:
+        """Remove all of a user's sessions, with their state and activations. It can be repeated, and goes on then.
+
+        A session that is being made for the user meanwhile is taken back (`SESSION_CONFLICT`), and a running turn
+        can't store anything any more.
+
+        Args:
+            user_id: The user.
+            dry_run: Only tell what there is.
+        """
+        check_id(user_id, "user_id")
+        receipt = ErasureReceipt(user_id, dry_run)
+        if not dry_run:
+            await self._users.mark_erased(user_id)
+        place: Cursor | None = None
+        while True:
+            page = await self.store.find(self.tenant_id, "session", belongs_to=user_id, limit=_PAGE, cursor=place)
+            for found in page.found:
+                receipt.activation_ids += await self._erase(found.id, dry_run)
+                receipt.session_ids.append(found.id)
+            place = page.next if dry_run else None
+            if (dry_run and page.next is None) or not page.found:
+                break
+        if not dry_run:
+            await self.store.delete(Key(self.tenant_id, "user", user_id), secrets.token_bytes(8))
+        return receipt
+
     # ------------------------------------------------------------------------------------------------ policies
 
     async def get_policy(self, *, for_all: bool = False) -> Policy:
@@ -548,6 +620,38 @@ class Lifecycle:
                 continue
             return record_from(key, amended.row, opened.version.revision, amended.now)
         raise SessionConflictError(f"the record of session {session_id!r} is changed too often to change it")
+
+    async def _bring(self, key: Key, document: Document, *, as_new: bool) -> SessionRecord:
+        commit = to_commit(document, await self._lifetime(), as_new=as_new)
+        try:
+            await finished(lambda: store_commit(self.store, key, commit, self.lease_ms, Traffic()))
+        except SessionConflictError:
+            raise SessionExistsError(f"there is a session {key.id!r} already", field="session_id") from None
+        record = await self._read(key)
+        if record is None:
+            raise SessionNotFoundError(f"session {key.id!r} was past its time already, or is deleted")
+        return record
+
+    async def _erase(self, session_id: str, dry_run: bool) -> _Ids:
+        """Remove a session and its activations, those first: what is left after a crash is still found by it."""
+        key = self._session_key(session_id)
+        activations: _Ids = []
+        place: Cursor | None = None
+        while True:
+            page = await self.store.find(self.tenant_id, "run", belongs_to=session_id, limit=_PAGE, cursor=place)
+            ids = [found.id for found in page.found]
+            activations += ids
+            place = page.next if dry_run else None
+            if not dry_run:
+                await self._for_each(
+                    ids, lambda id: self.store.delete(Key(self.tenant_id, "run", id), secrets.token_bytes(8))
+                )
+            if (dry_run and page.next is None) or not ids:
+                break
+        if not dry_run:
+            self._cache.drop(key)
+            await finished(lambda: store_delete(self.store, key, self.lease_ms))
+        return activations
 
     async def _end(self, key: Key, reason: str) -> Amended:
         amend = Amend(id=secrets.token_bytes(8), end=True, fields={"end_reason": codec.encode(reason)})

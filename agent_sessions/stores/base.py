@@ -266,6 +266,8 @@ class Commit(Discreet, Struct):
     """Set when the key is made; an existing one keeps its own."""
     expires_at: int | None = None
     """Likewise: the end that it is given."""
+    course: Course | None = None
+    """With `expected` `ABSENT` only: what happened to it elsewhere, whence it is brought here."""
     maintenance: bool = False
     """True: no activity. Only of a key that exists: `expected` is its version."""
     belongs_to: str | None = None

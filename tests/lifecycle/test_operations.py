@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
 
-from agent_sessions import MemoryStore, SessionManager, Settings
+from agent_sessions import MemoryStore, Runner, SessionManager, Settings
 from agent_sessions.errors import (
     InvalidError,
     SessionEndedError,
@@ -19,7 +21,8 @@ from agent_sessions.errors import (
     SessionLimitError,
     SessionNotFoundError,
 )
-from agent_sessions.testing import FakeClock
+from agent_sessions.policy import Policy
+from agent_sessions.testing import FakeClock, ScriptedAgent
 
 MINUTE, HOUR, DAY = 60.0, 3600.0, 86_400.0
 
@@ -183,10 +186,14 @@ async def test_nothing_is_written_to_what_has_ended(manager: SessionManager, clo
 
 async def test_an_end_refuses_a_running_turn(manager: SessionManager) -> None:
     made = await manager.create("u")
-    with pytest.raises(SessionEndedError):
+
+    async def turn() -> None:
         async with manager.open(made.session_id) as session:
             session.set("a", 1)
             await manager.end(made.session_id)
+
+    with pytest.raises(SessionEndedError):
+        await turn()
     async with manager.read(made.session_id) as snapshot:
         assert snapshot.get("a") is None
 
@@ -316,7 +323,7 @@ async def test_fifty_at_once_get_one_session(manager: SessionManager) -> None:
 
 
 async def test_a_limit_is_exact(clock: FakeClock) -> None:
-    manager = SessionManager(MemoryStore(clock), settings=Settings(policy={"max_sessions_per_user": 10}))
+    manager = SessionManager(MemoryStore(clock), settings=Settings(policy=Policy(max_sessions_per_user=10)))
     made = await asyncio.gather(*(manager.create("u") for _ in range(50)), return_exceptions=True)
     assert sum(isinstance(one, SessionLimitError) for one in made) == 40
     assert await manager.count("u") == 10
@@ -329,7 +336,7 @@ async def test_a_limit_is_exact(clock: FakeClock) -> None:
 
 
 async def test_at_the_limit_the_oldest_may_be_ended(clock: FakeClock) -> None:
-    policy = {"max_sessions_per_user": 2, "on_limit": "end_oldest"}
+    policy = Policy(max_sessions_per_user=2, on_limit="end_oldest")
     manager = SessionManager(MemoryStore(clock), settings=Settings(policy=policy))
     made = []
     for _ in range(4):
@@ -496,7 +503,7 @@ async def test_a_policy_reaches_a_session_at_its_next_activity_or_when_applied(
 async def test_no_operation_reaches_another_tenant(manager: SessionManager) -> None:
     acme, other = manager.for_tenant("acme"), manager.for_tenant("other")
     made = await acme.create("u", session_id="s")
-    operations = [other.touch, other.end, other.update, lambda id: other.extend(id, hours=1)]
+    operations: list[Any] = [other.touch, other.end, other.update, lambda id: other.extend(id, hours=1)]
     for operation in operations:
         with pytest.raises(SessionError) as refused:
             await operation("s")
@@ -513,3 +520,97 @@ async def test_no_operation_reaches_another_tenant(manager: SessionManager) -> N
 
 def _in(clock: FakeClock, seconds: float) -> datetime:
     return datetime.fromtimestamp(clock.now_ms() / 1000, UTC) + timedelta(seconds=seconds)
+
+
+# --------------------------------------------------------------------------------------------------- copies
+
+
+async def filled(manager: SessionManager, session_id: str = "s") -> None:
+    await manager.create("u", session_id=session_id, metadata={"a": 1}, ttl=500)
+    async with manager.open(session_id) as session:
+        session.set("when", datetime(2026, 1, 1, tzinfo=UTC))
+        session.set("deep", {"a": [1, (2, 3)], "b": b"\x00\xff"})
+        await session.namespace("openai").log("items").append([{"n": n} for n in range(300)])
+        await session.namespace("langgraph").collection("checkpoints").put_many({f"{n:03}": n for n in range(50)})
+
+
+async def contents(manager: SessionManager, session_id: str) -> Any:
+    async with manager.read(session_id) as session:
+        return (
+            dict(session.items()),
+            await session.namespace("openai").log("items").read(),
+            await session.namespace("langgraph").collection("checkpoints").range(),
+            session.metadata,
+        )
+
+
+async def test_a_fork_goes_its_own_way(manager: SessionManager, clock: FakeClock) -> None:
+    await filled(manager)
+    before = await contents(manager, "s")
+    clock.advance(100)
+    forked = await manager.fork("s", "t")
+    assert (forked.forked_from, forked.user_id, forked.metadata) == ("s", "u", {"a": 1})
+    assert forked.ttl == timedelta(seconds=500)
+    assert forked.started_at == datetime.fromtimestamp(clock.now_ms() / 1000, UTC)
+    async with manager.open("t") as session:
+        session.set("deep", 5)
+        await session.namespace("openai").log("items").append([{"n": "new"}])
+    assert await contents(manager, "s") == before
+    assert (await contents(manager, "t"))[1][-1] == {"n": "new"}
+    with pytest.raises(SessionExistsError):
+        await manager.fork("s", "t")
+    with pytest.raises(SessionNotFoundError):
+        await manager.fork("nobody")
+
+
+async def test_an_export_is_imported_byte_for_byte(manager: SessionManager, clock: FakeClock) -> None:
+    await filled(manager)
+    clock.advance(100)
+    document = json.loads(json.dumps(await manager.export("s")))
+    elsewhere = SessionManager(MemoryStore(clock))
+    imported = await elsewhere.import_(document)
+    original = await manager.get("s", strict=True)
+    assert original is not None
+    assert imported == replace(original, revision=1)
+    assert await contents(elsewhere, "s") == await contents(manager, "s")
+    assert await elsewhere.export("s") == document
+    with pytest.raises(SessionExistsError):
+        await elsewhere.import_(document)
+    assert (await elsewhere.import_(document, session_id="other")).session_id == "other"
+
+
+@pytest.mark.parametrize("wrong", [None, {}, {"format": "x", "record": {}}, {"format": "agent-sessions/session/1"}])
+async def test_what_is_no_export_is_refused(manager: SessionManager, wrong: Any) -> None:
+    with pytest.raises(InvalidError) as refused:
+        await manager.import_(wrong)
+    assert refused.value.code == "INVALID_DOCUMENT"
+
+
+# --------------------------------------------------------------------------------------------------- erasure
+
+
+async def test_an_erasure_removes_everything_of_a_user(manager: SessionManager) -> None:
+    runner = Runner(manager)
+    for number in range(3):
+        await runner.run(ScriptedAgent("hi"), f"s{number}", "hello", user_id="ann")
+    await manager.create("bob", session_id="bobs")
+    await manager.get_or_create("ann")
+    dry = await manager.delete_user("ann", dry_run=True)
+    assert dry.counts == {"sessions": 3, "activations": 3}
+    receipt = await manager.delete_user("ann")
+    assert sorted(receipt.session_ids) == sorted(dry.session_ids)
+    assert sorted(receipt.activation_ids) == sorted(dry.activation_ids)
+    left = (await manager.store.scan(limit=1000)).keys
+    assert [key for key in left if key.kind != "system"] == [("default", "session", "bobs")]
+    assert not [key for key in left if "ann" in key.id]
+    assert (await manager.delete_user("ann")).counts == {"sessions": 0, "activations": 0}
+
+
+async def test_a_session_made_during_an_erasure_is_taken_back(manager: SessionManager, clock: FakeClock) -> None:
+    await manager.delete_user("ann")
+    with pytest.raises(SessionError) as refused:
+        await manager.create("ann")
+    assert refused.value.code == "SESSION_CONFLICT"
+    assert await manager.count("ann") == 0
+    clock.advance(60)
+    await manager.create("ann")

@@ -453,10 +453,8 @@ class _State:
     def __init__(self, now: int, commit: Commit) -> None:
         self.commits = CommitRing()
         self.amendments: deque[bytes] = deque(maxlen=AMENDMENTS_REMEMBERED)
-        self.started_at = now
-        self.active_at = now
-        self.ended_at: int | None = None
-        self.expires_at = commit.expires_at
+        course = commit.course or Course(now, now, None, commit.expires_at)
+        self.started_at, self.active_at, self.ended_at, self.expires_at = course
         self.own: Own = dict(commit.own)
         self.lifetime = Lifetime()
         self.stamps = Stamps(None, None, None)
@@ -557,7 +555,8 @@ class _State:
         """Change the state; return the heads of the logs that changed."""
         self.commits.add(commit.id)
         if not commit.maintenance:
-            self.active_at = now
+            if commit.course is None:
+                self.active_at = now
             self.stamp(commit.lifetime)
         if commit.hold_ms is not None:
             self.prolong(now + commit.hold_ms)
