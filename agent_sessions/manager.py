@@ -9,10 +9,11 @@ import math
 import os
 import threading
 import time
-from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, asynccontextmanager
 from typing import Any, Self
 
+from .auth import AuthContext, act_as, acting, agreed
 from .background import finished, uncancelled
 from .errors import (
     ForbiddenError,
@@ -22,6 +23,7 @@ from .errors import (
     SessionExpiredError,
     SessionNotFoundError,
 )
+from .events import Listener, Listeners
 from .identifiers import DEFAULT_TENANT, check_id, check_name
 from .lifecycle import Lifecycle, Policies
 from .record import LockInfo, SessionRecord, lock_info, record_of
@@ -63,11 +65,12 @@ class SessionManager(Lifecycle):
     ) -> None:
         self.settings = settings or Settings()
         self.store = store or open_store(self.settings)
-        self.tenant_id = check_id(tenant_id, "tenant_id")
+        self._tenant = check_id(tenant_id, "tenant_id")
         self._owns_store = store is None
         self.lease_ms = round(self.settings.turn.lease_s * 1000)
         ttl = self.settings.session_ttl
         self.ttl_ms = None if ttl is None else round(ttl.total_seconds() * 1000)
+        self._listeners = Listeners()
         self.policies = Policies(self.store, self.settings.policy)
         self._cache = ImageCache(self.settings.cache.size, self.settings.cache.max_bytes)
         self.leases = LeaseKeeper(self.store, self.lease_ms)
@@ -89,9 +92,34 @@ class SessionManager(Lifecycle):
     def for_tenant(self, tenant_id: str) -> SessionManager:
         """The same manager for another tenant's sessions. One tenant's manager can't reach another's."""
         other = copy.copy(self)
-        other.tenant_id = check_id(tenant_id, "tenant_id")
+        other._tenant = check_id(tenant_id, "tenant_id")
         other._owns_store = False
         return other
+
+    @property
+    def tenant_id(self) -> str:
+        """The tenant of every session that this manager reaches: its own, or that of the identity that is acting.
+
+        Raises:
+            ForbiddenError: The two contradict each other.
+        """
+        own = None if self._tenant == DEFAULT_TENANT else self._tenant
+        return agreed(own, acting(self.store).tenant_id, "tenant_id") or self._tenant
+
+    def acting_as(self, auth: AuthContext) -> AbstractContextManager[AuthContext]:
+        """In this block, act with an identity: it says tenant and user where an argument does not.
+
+        An argument that contradicts it is refused (`FORBIDDEN`); with `AK_SESSION__ENFORCE_OWNERSHIP`, so is a session
+        that belongs to another user.
+        """
+        return act_as(self.store, auth)
+
+    def listen(self, listener: Listener) -> Callable[[], None]:
+        """Tell a function or coroutine function what happens to sessions through this manager, in this process.
+
+        Returns what ends that. `ended` by the clock comes from `expire_idle`.
+        """
+        return self._listeners.add(listener)
 
     async def __aenter__(self) -> Self:
         return self
@@ -140,9 +168,7 @@ class SessionManager(Lifecycle):
             StoreUnavailableError: The store can't be reached.
             CommitUnknownError: At the end: the store stopped answering; `commit_status` tells later.
         """
-        key = self._key(session)
-        if user_id is not None:
-            check_id(user_id, "user_id")
+        key, user_id = self._key(session), self._user(user_id)
         joined = joined_session(self.store, key)
         if joined is not None:
             _check_user(key, joined.user_id, user_id)
@@ -174,7 +200,9 @@ class SessionManager(Lifecycle):
             StoreUnavailableError: The store can't be reached.
         """
         key = self._key(session)
-        turn = Turn(self.store, key, await self._load(key, logs or {}), owner=None)
+        image = await self._load(key, logs or {})
+        self._check_ownership(key, image.row)
+        turn = Turn(self.store, key, image, owner=None)
         try:
             yield Session._of(turn)
         finally:
@@ -195,7 +223,7 @@ class SessionManager(Lifecycle):
             ForbiddenError: It belongs to another user.
             StoreUnavailableError, CommitUnknownError: As in `open`.
         """
-        key = self._key(session)
+        key, user_id = self._key(session), self._user(user_id)
         image = self._cache.get(key)
         is_known_owner = user_id is None or (image.row is not None and image.row.belongs_to == user_id)
         if is_known_owner and joined_session(self.store, key) is None:
@@ -221,7 +249,9 @@ class SessionManager(Lifecycle):
             SessionNotFoundError: With `strict`: there is none.
         """
         key = self._key(session_id)
-        record = record_of(key, await self._load(key, {}))
+        image = await self._load(key, {})
+        self._check_ownership(key, image.row)
+        record = record_of(key, image)
         if record is None and strict:
             raise SessionNotFoundError(f"there is no session {session_id!r}")
         return record
@@ -231,13 +261,16 @@ class SessionManager(Lifecycle):
 
         Returns False if there was none.
         """
-        key = self._key(session_id)
+        key = await self._owned(session_id)
         self._cache.drop(key)
-        return await finished(lambda: store_delete(self.store, key, self.lease_ms))
+        existed = await finished(lambda: store_delete(self.store, key, self.lease_ms))
+        if existed:
+            self._listeners.tell("deleted", key)
+        return existed
 
     async def lock(self, session_id: str) -> LockInfo | None:
         """Who holds the session's lease, since when, and how many wait; None if nobody does."""
-        key = self._key(session_id)
+        key = await self._owned(session_id)
         opened = await self.store.open(key, wanted=Wanted(values=False))
         return None if opened.lease is None else lock_info(key, opened.lease, opened.waiters)
 
@@ -252,7 +285,7 @@ class SessionManager(Lifecycle):
         """
         if force is not True:
             raise InvalidError("FORCE", "breaking a lease needs force=True; `lock` tells who holds it", field="force")
-        key = self._key(session_id)
+        key = await self._owned(session_id)
         broken = await self.store.unlock(key)
         return None if broken is None else lock_info(key, broken, 0)
 
@@ -327,6 +360,7 @@ class SessionManager(Lifecycle):
             if image.row is None and not create:
                 raise SessionNotFoundError(f"there is no session {key.id!r}")
             _check_user(key, image.row.belongs_to if image.row else None, user_id)
+            self._check_ownership(key, image.row)
             _check_not_ended(key, image)
             if image.row is not None and (image.row.gone_at or math.inf) < opened.now + self.lease_ms:
                 await self.store.renew(key, owner, self.lease_ms)  # it must not go while the turn runs
@@ -376,15 +410,26 @@ class SessionManager(Lifecycle):
                 yield session
             finally:
                 leave_session(token)
+            made = turn.image.row is None
             await turn.commit(release=True)
             self._remember(turn)
+            await self._tell_committed(turn, made)
         except BaseException:
             if not turn.is_stored:
                 await uncancelled(self._discard(turn))
+                self._listeners.tell("turn_discarded", turn.key, user_id=turn.belongs_to)
             raise
         finally:
             self.leases.drop(turn.owner or "")
             session._dismiss()
+
+    async def _tell_committed(self, turn: Turn, made: bool) -> None:
+        user_id = turn.image.row.belongs_to if turn.image.row is not None else turn.belongs_to
+        if made and user_id is not None:
+            await self._unless_erased(turn.key, user_id)
+        if made:
+            self._listeners.tell("created", turn.key, user_id=user_id)
+        self._listeners.tell("turn_committed", turn.key, user_id=user_id, revision=turn.image.version.revision)
 
     async def _discard(self, turn: Turn) -> None:
         await turn.discard()

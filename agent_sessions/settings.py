@@ -271,6 +271,9 @@ class Settings(BaseSettings):
     policy: Policy = Field(default_factory=Policy)
     """The rules for the life of sessions, where none are stored."""
 
+    enforce_ownership: bool = False
+    """Refuse a session that belongs to another user than the one that `acting_as` names."""
+
     turn: TurnSettings = Field(default_factory=TurnSettings)
     """Turns: waiting and leases."""
 

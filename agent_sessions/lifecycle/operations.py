@@ -14,9 +14,11 @@ from typing import Any, Literal, TypeAlias, TypeVar
 from msgspec import UNSET, UnsetType, structs
 
 from .. import codec
+from ..auth import acting, agreed
 from ..background import finished
 from ..durations import duration, milliseconds
 from ..errors import (
+    ForbiddenError,
     InvalidError,
     SessionConflictError,
     SessionEndedError,
@@ -25,9 +27,11 @@ from ..errors import (
     SessionLimitError,
     SessionNotFoundError,
 )
+from ..events import Listeners
 from ..identifiers import check_id
 from ..policy import Policy
 from ..record import END_REASONS, SessionRecord, record_found, record_from, record_opened
+from ..settings import Settings
 from ..stores.base import ABSENT, Amend, Amended, Commit, Cursor, Key, Opened, Order, Page, Row, Store, Wanted
 from ..stores.lifetime import Lifetime, Own, Status
 from ..turns.cache import ImageCache
@@ -99,11 +103,17 @@ class Lifecycle:
     """The lifecycle half of `SessionManager`."""
 
     store: Store
-    tenant_id: str
+    settings: Settings
     lease_ms: int
     ttl_ms: int | None
     policies: Policies
     _cache: ImageCache
+    _listeners: Listeners
+
+    @property
+    def tenant_id(self) -> str:
+        """The tenant of every session that is reached."""
+        raise NotImplementedError
 
     # ------------------------------------------------------------------------------------------------ making
 
@@ -147,16 +157,17 @@ class Lifecycle:
         if ttl is not None:
             own["ttl_ms"] = check_ttl(ttl)
         make = _Making(key, own, expires_at, fields)
-        if user_id is None:
-            return await self._make(make, None)
-        return await self._make_for(check_id(user_id, "user_id"), make)
+        user_id = self._user(user_id)
+        return await (self._make(make, None) if user_id is None else self._make_for(user_id, make))
 
-    async def get_or_create(self, user_id: str, metadata: Mapping[str, Any] | None = None) -> SessionRecord:
+    async def get_or_create(
+        self, user_id: str | None = None, metadata: Mapping[str, Any] | None = None
+    ) -> SessionRecord:
         """The user's most recently active session that is active, touched; if there is none, a new one.
 
         However many ask at once, they get the same one.
         """
-        check_id(user_id, "user_id")
+        user_id = self._needed_user(user_id)
         make = _Making(Key(self.tenant_id, "session", str(uuid.uuid4())), {}, None, _fields(None, None, None, metadata))
         async with self._users.turn(user_id) as user:
             for session_id in await self._candidates(user_id, user.recent):
@@ -167,7 +178,8 @@ class Lifecycle:
                 return record
             record = await self._make_within_limit(user_id, make, user.recent)
             user.remember(record.session_id)
-            return record
+        await self._unless_erased(make.key, user_id)
+        return record
 
     # ------------------------------------------------------------------------------------------------ one session
 
@@ -177,7 +189,9 @@ class Lifecycle:
         Raises:
             SessionNotFoundError, SessionEndedError, SessionExpiredError: There is nothing to touch any more.
         """
-        return await self._amended(session_id, activity=True)
+        record = await self._amended(session_id, activity=True)
+        self._listeners.tell("touched", self._session_key(session_id), user_id=record.user_id)
+        return record
 
     async def update(
         self,
@@ -265,8 +279,9 @@ class Lifecycle:
         """
         if reason not in END_REASONS[:3]:
             raise InvalidError("REASON", f"reason must be one of {', '.join(END_REASONS[:3])}", field="reason")
-        amended = await self._end(self._session_key(session_id), reason)
-        return _summary(record_from(self._session_key(session_id), amended.row, 0, amended.now))
+        key = await self._owned(session_id)
+        amended = await self._end(key, reason)
+        return _summary(record_from(key, amended.row, 0, amended.now))
 
     # ------------------------------------------------------------------------------------------------ many sessions
 
@@ -304,7 +319,9 @@ class Lifecycle:
             cursor: The `next_cursor` of the page before.
             offset: How many to pass over first. A cursor is the faster way.
         """
-        filters = _filters(user_id, status, agent_id, memory_space_id, started_after, started_before, metadata)
+        filters = _filters(
+            self._user(user_id), status, agent_id, memory_space_id, started_after, started_before, metadata
+        )
         if order not in ("activity", "started"):
             raise InvalidError("ORDER", "order must be activity or started", field="order")
         by: Order = "activity" if order == "activity" else "start"
@@ -347,9 +364,11 @@ class Lifecycle:
         metadata: Mapping[str, Any] | None = None,
     ) -> int:
         """How many sessions there are. By user and status the index tells; with other filters all are looked at."""
-        filters = _filters(user_id, status, agent_id, memory_space_id, started_after, started_before, metadata)
+        filters = _filters(
+            self._user(user_id), status, agent_id, memory_space_id, started_after, started_before, metadata
+        )
         if filters.has_index:
-            return await self.store.count(self.tenant_id, "session", belongs_to=user_id, status=status)
+            return await self.store.count(self.tenant_id, "session", belongs_to=filters.user_id, status=filters.status)
         return len([record async for record in self._all(filters) if filters.match(record)])
 
     async def stats(self) -> Stats:
@@ -359,13 +378,13 @@ class Lifecycle:
         )
         return Stats(active, idle, ended)
 
-    async def get_active(self, user_id: str) -> _Records:
+    async def get_active(self, user_id: str | None = None) -> _Records:
         """All of the user's sessions that are active, the most recently active first."""
-        return [record async for record in self._all(Filters(check_id(user_id, "user_id"), "active"))]
+        return [record async for record in self._all(Filters(self._needed_user(user_id), "active"))]
 
-    async def end_all(self, user_id: str, *, except_session_id: str | None = None) -> EndedSessions:
+    async def end_all(self, user_id: str | None = None, *, except_session_id: str | None = None) -> EndedSessions:
         """End all of the user's sessions, but one that is kept (log out everywhere else)."""
-        check_id(user_id, "user_id")
+        user_id = self._needed_user(user_id)
         ids = [
             record.session_id
             for status in ("active", "idle")
@@ -414,7 +433,7 @@ class Lifecycle:
             SessionNotFoundError: There is no such session.
             SessionExistsError: There is one of the new id.
         """
-        document = await read_whole(self.store, self._session_key(session_id))
+        document = await read_whole(self.store, await self._owned(session_id))
         document.record.fields["forked_from"] = codec.encode(session_id)
         document.record.fields.pop("end_reason", None)
         key = self._session_key(str(uuid.uuid4()) if new_id is None else new_id)
@@ -426,7 +445,7 @@ class Lifecycle:
         Raises:
             SessionNotFoundError: There is none.
         """
-        return to_json(await read_whole(self.store, self._session_key(session_id)))
+        return to_json(await read_whole(self.store, await self._owned(session_id)))
 
     async def import_(self, data: Mapping[str, Any], *, session_id: str | None = None) -> SessionRecord:
         """Make a session of what `export` gave, here or elsewhere: the same state byte for byte, and as old.
@@ -445,7 +464,7 @@ class Lifecycle:
 
     # ------------------------------------------------------------------------------------------------ erasure
 
-    async def delete_user(self, user_id: str, *, dry_run: bool = False) -> ErasureReceipt:
+    async def delete_user(self, user_id: str | None = None, *, dry_run: bool = False) -> ErasureReceipt:
         """Remove all of a user's sessions, with their state and activations. It can be repeated, and goes on then.
 
         A session that is being made for the user meanwhile is taken back (`SESSION_CONFLICT`), and a running turn
@@ -455,7 +474,7 @@ class Lifecycle:
             user_id: The user.
             dry_run: Only tell what there is.
         """
-        check_id(user_id, "user_id")
+        user_id = self._needed_user(user_id)
         receipt = ErasureReceipt(user_id, dry_run)
         if not dry_run:
             await self._users.mark_erased(user_id)
@@ -512,6 +531,30 @@ class Lifecycle:
     def _session_key(self, session_id: object) -> Key:
         return Key(self.tenant_id, "session", check_id(session_id, "session_id"))
 
+    def _user(self, user_id: str | None) -> str | None:
+        """The user of an operation: the argument, or the identity that is acting."""
+        given = None if user_id is None else check_id(user_id, "user_id")
+        return agreed(given, acting(self.store).user_id, "user_id")
+
+    def _needed_user(self, user_id: str | None) -> str:
+        found = self._user(user_id)
+        if found is None:
+            raise InvalidError("USER_ID", "say which user, by user_id or by acting_as", field="user_id")
+        return found
+
+    def _check_ownership(self, key: Key, row: Row | None) -> None:
+        """Refuse another user's session, if that is on and somebody is acting."""
+        user_id = acting(self.store).user_id
+        if self.settings.enforce_ownership and user_id is not None and row is not None and row.belongs_to != user_id:
+            raise ForbiddenError(f"session {key.id!r} belongs to another user", field="user_id")
+
+    async def _owned(self, session_id: object) -> Key:
+        """The key of a session that who is acting may touch. Whose it is never changes once it is somebody's."""
+        key = self._session_key(session_id)
+        if self.settings.enforce_ownership and acting(self.store).user_id is not None:
+            self._check_ownership(key, (await self.store.open(key, wanted=Wanted(values=False))).row)
+        return key
+
     async def _lifetime(self) -> Lifetime:
         return lifetime_of(await self.policies.of(self.tenant_id), self.ttl_ms)
 
@@ -537,7 +580,8 @@ class Lifecycle:
             record = await self._read(make.key)
             assert record is not None
             return record
-        row = _with_fields(committed.row, make.fields)
+        self._listeners.tell("created", make.key, user_id=user_id, revision=committed.version.revision)
+        row = structs.replace(committed.row, fields=make.fields)
         return record_from(make.key, row, committed.version.revision, committed.row.active_at)
 
     async def _make_for(self, user_id: str, make: _Making) -> SessionRecord:
@@ -548,7 +592,8 @@ class Lifecycle:
             async with self._users.turn(user_id) as user:
                 record = await self._make_within_limit(user_id, make, user.recent)
                 user.remember(record.session_id)
-        return await self._unless_erased(record)
+        await self._unless_erased(make.key, user_id)
+        return record
 
     async def _make_within_limit(self, user_id: str, make: _Making, recent: Iterable[str]) -> SessionRecord:
         """Make a session, under the lease of its user."""
@@ -586,12 +631,12 @@ class Lifecycle:
         live.sort(key=lambda record: (record.last_active_at, record.session_id), reverse=True)
         return [record.session_id for record in live]
 
-    async def _unless_erased(self, record: SessionRecord) -> SessionRecord:
+    async def _unless_erased(self, key: Key, user_id: str) -> None:
         """Take a new session back whose user is being erased: the erasure may have passed it by."""
-        if record.user_id is not None and await self._users.is_erased(record.user_id):
-            await self.store.delete(self._session_key(record.session_id), secrets.token_bytes(8))
-            raise SessionConflictError(f"user {record.user_id!r} is being erased; try again later", field="user_id")
-        return record
+        if await self._users.is_erased(user_id):
+            await self.store.delete(key, secrets.token_bytes(8))
+            self._cache.drop(key)
+            raise SessionConflictError(f"user {user_id!r} is being erased; try again later", field="user_id")
 
     async def _now(self, key: Key) -> int:
         return (await self.store.open(key, wanted=Wanted(values=False))).now
@@ -600,7 +645,7 @@ class Lifecycle:
         return record_opened(key, await self.store.open(key, wanted=Wanted(values=False)))
 
     async def _amended(self, session_id: str, **changes: Any) -> SessionRecord:
-        key = self._session_key(session_id)
+        key = await self._owned(session_id)
         amend = Amend(id=secrets.token_bytes(8), lifetime=await self._lifetime(), **changes)
         amended = await finished(lambda: store_amend(self.store, key, amend, self.lease_ms))
         return record_from(key, amended.row, 0, amended.now)
@@ -612,6 +657,7 @@ class Lifecycle:
             opened = await self.store.open(key, wanted=Wanted(values=False))
             if opened.row is None:
                 raise SessionNotFoundError(f"there is no session {session_id!r}")
+            self._check_ownership(key, opened.row)
             changes = await change(opened)
             amend = Amend(id=secrets.token_bytes(8), expected_tag=opened.row.record_tag, **changes)
             try:
@@ -650,13 +696,16 @@ class Lifecycle:
                 break
         if not dry_run:
             self._cache.drop(key)
-            await finished(lambda: store_delete(self.store, key, self.lease_ms))
+            if await finished(lambda: store_delete(self.store, key, self.lease_ms)):
+                self._listeners.tell("deleted", key)
         return activations
 
     async def _end(self, key: Key, reason: str) -> Amended:
         amend = Amend(id=secrets.token_bytes(8), end=True, fields={"end_reason": codec.encode(reason)})
         amended = await finished(lambda: store_amend(self.store, key, amend, self.lease_ms))
         self._cache.drop(key)
+        if amended.changed:
+            self._listeners.tell("ended", key, user_id=amended.row.belongs_to, reason=reason)
         return amended
 
     async def _end_if_there(self, session_id: str, reason: str) -> bool:
@@ -742,10 +791,6 @@ def _fields(
     if metadata is not None:
         fields["metadata"] = check_metadata(metadata)
     return {name: codec.encode(value) for name, value in fields.items()}
-
-
-def _with_fields(row: Row, fields: dict[str, bytes]) -> Row:
-    return structs.replace(row, fields=fields)
 
 
 def _with_ttl(own: Own, ttl: object) -> Own:
