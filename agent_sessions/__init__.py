@@ -1,8 +1,12 @@
 """One session for the agents of every framework."""
 
+from .auth import AuthContext
 from .codec import register_type
 from .errors import SessionError
+from .events import SessionEvent
+from .lifecycle import EndedSessions, ErasureReceipt, ExpiredSessions, SessionPage, SessionSummary, Stats
 from .manager import SessionManager
+from .policy import Policy
 from .record import LockInfo, SessionRecord
 from .runs.activations import Activation, SkillCall
 from .runs.adapters import Event, Pending
@@ -16,22 +20,31 @@ from .sync import SyncSession, SyncSessionManager
 
 __all__ = [
     "Activation",
+    "AuthContext",
     "Collection",
+    "EndedSessions",
+    "ErasureReceipt",
     "Event",
+    "ExpiredSessions",
     "Hook",
     "LockInfo",
     "Log",
     "MemoryStore",
     "Namespace",
     "Pending",
+    "Policy",
     "Run",
     "Runner",
     "Session",
     "SessionError",
+    "SessionEvent",
     "SessionManager",
+    "SessionPage",
     "SessionRecord",
+    "SessionSummary",
     "Settings",
     "SkillCall",
+    "Stats",
     "SyncSession",
     "SyncSessionManager",
     "current_session",

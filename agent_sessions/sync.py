@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager, contextmanager
-from typing import Any, Self, TypeVar
+import inspect
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, AbstractContextManager, contextmanager
+from functools import partial
+from typing import Any, Concatenate, ParamSpec, Self, TypeVar
 
+from .auth import AuthContext
 from .background import call, portal
 from .errors import InvalidError
+from .events import Listener
 from .manager import LogsWanted, SessionManager
-from .record import LockInfo, SessionRecord
+from .record import SessionRecord
 from .session import Collection, Log, Session, ValueNamespace, enter_session, leave_session
 from .settings import Settings
-from .stores.base import CommitStatus, Store
+from .stores.base import Store
 from .turns.turn import CommitMode
 
+P = ParamSpec("P")
 T = TypeVar("T")
 
 
@@ -155,6 +160,20 @@ class SyncSession(SyncNamespace):
         return self._session.namespaces()
 
 
+def _blocking(
+    operation: Callable[Concatenate[SessionManager, P], Coroutine[Any, Any, T]],
+) -> Callable[Concatenate[SyncSessionManager, P], T]:
+    """The blocking half of an operation, with its parameters and documentation."""
+
+    def blocking(self: SyncSessionManager, /, *args: P.args, **kwargs: P.kwargs) -> T:
+        return call(partial(operation, self._manager, *args, **kwargs))
+
+    blocking.__name__, blocking.__doc__ = operation.__name__, operation.__doc__
+    blocking.__qualname__ = f"SyncSessionManager.{operation.__name__}"
+    blocking.__signature__ = inspect.signature(operation)  # type: ignore[attr-defined]
+    return blocking
+
+
 class SyncSessionManager:
     """A `SessionManager`, blocking. Called from a running event loop, it holds that loop up: use the other there.
 
@@ -226,39 +245,44 @@ class SyncSessionManager:
         with _entered(self._manager.read(session, logs=logs)) as snapshot:
             yield SyncSession(snapshot)
 
-    def append(
-        self, session: str | Session, namespace: str, log: str, items: Sequence[Any], *, user_id: str | None = None
-    ) -> None:
-        """See `SessionManager.append`."""
+    append = _blocking(SessionManager.append)
+    create = _blocking(SessionManager.create)
+    get = _blocking(SessionManager.get)
+    get_or_create = _blocking(SessionManager.get_or_create)
+    touch = _blocking(SessionManager.touch)
+    update = _blocking(SessionManager.update)
+    extend = _blocking(SessionManager.extend)
+    end = _blocking(SessionManager.end)
+    end_all = _blocking(SessionManager.end_all)
+    delete = _blocking(SessionManager.delete)
+    delete_user = _blocking(SessionManager.delete_user)
+    list = _blocking(SessionManager.list)
+    count = _blocking(SessionManager.count)
+    stats = _blocking(SessionManager.stats)
+    get_active = _blocking(SessionManager.get_active)
+    expire_idle = _blocking(SessionManager.expire_idle)
+    fork = _blocking(SessionManager.fork)
+    export = _blocking(SessionManager.export)
+    import_ = _blocking(SessionManager.import_)
+    get_policy = _blocking(SessionManager.get_policy)
+    set_policy = _blocking(SessionManager.set_policy)
+    apply_policy = _blocking(SessionManager.apply_policy)
+    lock = _blocking(SessionManager.lock)
+    unlock = _blocking(SessionManager.unlock)
+    commit_status = _blocking(SessionManager.commit_status)
 
-        async def append() -> None:
-            await self._manager.append(session, namespace, log, items, user_id=user_id)
+    @property
+    def tenant_id(self) -> str:
+        """See `SessionManager.tenant_id`."""
+        return self._manager.tenant_id
 
-        call(append)
+    def acting_as(self, auth: AuthContext) -> AbstractContextManager[AuthContext]:
+        """See `SessionManager.acting_as`."""
+        return self._manager.acting_as(auth)
 
-    def get(self, session_id: str) -> SessionRecord | None:
-        """See `SessionManager.get`."""
-        return call(self._manager.get, session_id)
-
-    def delete(self, session_id: str) -> bool:
-        """See `SessionManager.delete`."""
-        return call(self._manager.delete, session_id)
-
-    def lock(self, session_id: str) -> LockInfo | None:
-        """See `SessionManager.lock`."""
-        return call(self._manager.lock, session_id)
-
-    def unlock(self, session_id: str, *, force: bool) -> LockInfo | None:
-        """See `SessionManager.unlock`."""
-
-        async def unlock() -> LockInfo | None:
-            return await self._manager.unlock(session_id, force=force)
-
-        return call(unlock)
-
-    def commit_status(self, session_id: str, commit_id: str) -> CommitStatus:
-        """See `SessionManager.commit_status`."""
-        return call(self._manager.commit_status, session_id, commit_id)
+    def listen(self, listener: Listener) -> Callable[[], None]:
+        """See `SessionManager.listen`. It is called in the background thread."""
+        return self._manager.listen(listener)
 
 
 def _call(session: Session, function: Callable[..., Awaitable[T]], *args: Any) -> T:

@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
+import logging
 import secrets
 import time
+from functools import partial
 
 from .. import codec
+from ..background import spawn
 from ..durations import milliseconds
+from ..errors import SessionError
 from ..policy import Policy
 from ..stores.base import Commit, Key, Store, Wanted
 from ..stores.lifetime import Lifetime
+
+logger = logging.getLogger("agent_sessions")
 
 FRESH_S = 5.0
 """So long a process goes by the policy that it read: a change reaches the other hosts within that time."""
@@ -44,14 +51,27 @@ class Policies:
         self._read: dict[str, tuple[float, Policy]] = {}
 
     async def of(self, tenant: str) -> Policy:
-        """The policy of a tenant."""
+        """The policy of a tenant. It is read once, and then again beside the work that asks for it."""
         found = self._read.get(tenant)
-        if found is None or found[0] + FRESH_S < time.monotonic():
-            policy = self._configured
-            for key in (_for_all(), _for_tenant(tenant)):
-                policy = (await self._stored(key) or Policy()).over(policy)
-            found = self._read[tenant] = (time.monotonic(), policy)
-        return found[1]
+        if found is None:
+            return await self._load(tenant)
+        read_at, policy = found
+        if read_at + FRESH_S < time.monotonic():
+            self._read[tenant] = (time.monotonic(), policy)  # others need not read it as well
+            spawn(partial(self._refresh, tenant))
+        return policy
+
+    async def _load(self, tenant: str) -> Policy:
+        for_all, own = await asyncio.gather(self._stored(_for_all()), self._stored(_for_tenant(tenant)))
+        policy = (own or Policy()).over((for_all or Policy()).over(self._configured))
+        self._read[tenant] = (time.monotonic(), policy)
+        return policy
+
+    async def _refresh(self, tenant: str) -> None:
+        try:
+            await self._load(tenant)
+        except SessionError as error:
+            logger.warning("the policy of tenant %r could not be read again (%s)", tenant, error.code)
 
     async def get(self, tenant: str | None) -> Policy | None:
         """What is stored for a tenant, or for all (None)."""

@@ -26,7 +26,10 @@ async def test_an_identity_fills_user_and_tenant(manager: SessionManager) -> Non
         made = await manager.create()
         async with manager.open("chat"):
             pass
-        assert [r.session_id for r in await manager.get_active()] in (["chat", made.session_id], [made.session_id, "chat"])
+        assert [r.session_id for r in await manager.get_active()] in (
+            ["chat", made.session_id],
+            [made.session_id, "chat"],
+        )
         assert await manager.count() == 2
     assert (made.user_id, made.tenant_id) == ("ann", "acme")
     assert await manager.get(made.session_id) is None
