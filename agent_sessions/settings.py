@@ -482,7 +482,7 @@ def _nearest(name: str, names: Iterable[str], prefix: str = "") -> str:
 def _wrong_value(error: ValidationError, environment: Mapping[str, Any], file: Path) -> InvalidError:
     """The first wrong value: where it was set, what was expected, and the value itself if it can't be a secret."""
     first = error.errors(include_url=False, include_context=False)[0]
-    path = tuple(str(part) for part in first["loc"])
+    path = tuple(part for part in first["loc"] if isinstance(part, str))  # without the place in a list
     variable = next((known for known in Settings.variables().values() if known.path == path), None)
     from_environment = variable is not None and _has(environment, path)
     name = variable.name if variable and from_environment else _key(path)

@@ -117,9 +117,13 @@ class Box:
         except Unreadable as error:
             return error.refusal
 
-    def is_current(self, data: bytes) -> bool:
-        """Whether a piece carries the id of the first key."""
-        return data.startswith(self._current)
+    def renew(self, place: bytes, data: bytes) -> bytes:
+        """The piece, encrypted with the first key: the same object if it is already.
+
+        Raises:
+            Unreadable: As `unseal`.
+        """
+        return data if data.startswith(self._current) else self.seal(place, self.unseal(place, data))
 
     def _cipher(self, key_id: bytes) -> AESGCM | None:
         cipher = self._ciphers.get(key_id)
