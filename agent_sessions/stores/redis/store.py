@@ -6,15 +6,12 @@ Where things lie is in `common.lua`; the names of the keys in `keys.py`.
 from __future__ import annotations
 
 import threading
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Self
 
-from redis.asyncio import Redis
-from redis.asyncio.connection import ConnectionPool
-from redis.asyncio.retry import Retry
-from redis.backoff import NoBackoff
+from redis.asyncio import Redis, RedisCluster
 
 from agent_sessions.clock import Clock
-from agent_sessions.errors import InvalidError
 from agent_sessions.stores.base import (
     ABSENT,
     FORMAT,
@@ -37,8 +34,8 @@ from agent_sessions.stores.base import (
     Version,
     Wanted,
 )
-from agent_sessions.stores.redis import clients, registry, scripts
-from agent_sessions.stores.redis.clients import LoopClient
+from agent_sessions.stores.redis import registry, scripts
+from agent_sessions.stores.redis.connections import Clients, Limits, LoopClient, Remap, by_client, by_url, clients
 from agent_sessions.stores.redis.keys import KeyNames, Names, decode, encode, user_of
 from agent_sessions.stores.redis.refusals import raise_refused, state_lost, too_new, unsettled
 from agent_sessions.stores.redis.registry import Registry
@@ -54,19 +51,8 @@ _REGISTRIES_KEPT = 1024
 _DECLARED_TRIES = 8
 _NOW_OF_REDIS = -1
 
-CONNECT_TIMEOUT_S = 2.0
-TIMEOUT_S = 5.0
-MAX_CONNECTIONS = 8
-
-# The time-outs of an answer, and what is tried again, are the business of `clients.py`.
-_OURS: dict[str, Any] = {
-    "protocol": 2,
-    "decode_responses": False,
-    "socket_timeout": None,
-    "health_check_interval": 0,
-    "retry": Retry(NoBackoff(), 0),
-}
-_OF_A_POOL = ("maint_notifications", "oss_cluster_maint", "orig_", "himport_registry", "event_dispatcher")
+WAIT_TIMEOUT_S = 1.0
+_LIMITS = Limits()
 
 
 class RedisStore:
@@ -81,15 +67,16 @@ class RedisStore:
 
     never_waits = False
 
-    def __init__(self, client: Redis, *, prefix: str = "ak:sessions:", clock: Clock | None = None) -> None:
-        pool = client.connection_pool
-        theirs = {name: value for name, value in pool.connection_kwargs.items() if not name.startswith(_OF_A_POOL)}
-        connect_timeout_s = theirs.pop("socket_connect_timeout", None) or CONNECT_TIMEOUT_S
-        timeout_s = theirs.pop("socket_timeout", None) or TIMEOUT_S
-        template = ConnectionPool(
-            connection_class=pool.connection_class, **theirs | _OURS, socket_connect_timeout=connect_timeout_s
-        )
-        self._set_up(_settings(template, MAX_CONNECTIONS, connect_timeout_s, timeout_s), prefix, clock)
+    def __init__(
+        self,
+        client: Redis | RedisCluster,
+        *,
+        prefix: str = "ak:sessions:",
+        clock: Clock | None = None,
+        wait_replicas: int = 0,
+        wait_timeout_s: float = WAIT_TIMEOUT_S,
+    ) -> None:
+        self._set_up(by_client(client), prefix, clock, wait_replicas, wait_timeout_s)
 
     @classmethod
     def from_url(
@@ -99,10 +86,19 @@ class RedisStore:
         prefix: str = "ak:sessions:",
         password: str | None = None,
         ssl: bool = False,
+        cluster: bool = False,
+        startup_nodes: Sequence[tuple[str, int]] = (),
+        address_remap: Remap | None = None,
+        sentinels: Sequence[tuple[str, int]] = (),
+        service_name: str = "mymaster",
+        sentinel_kwargs: Mapping[str, Any] | None = None,
+        wait_replicas: int = 0,
+        wait_timeout_s: float = WAIT_TIMEOUT_S,
         clock: Clock | None = None,
-        connect_timeout_s: float = CONNECT_TIMEOUT_S,
-        timeout_s: float = TIMEOUT_S,
-        max_connections: int = MAX_CONNECTIONS,
+        connect_timeout_s: float = _LIMITS.connect_timeout_s,
+        timeout_s: float = _LIMITS.timeout_s,
+        max_connections: int = _LIMITS.max_connections,
+        **options: Any,
     ) -> Self:
         """A store at a URL: `redis://`, `rediss://`, `valkey://`, `valkeys://` or `unix://`. It connects when used.
 
@@ -111,25 +107,40 @@ class RedisStore:
             prefix: What the names of all keys begin with.
             password: The password, if it is not in the URL.
             ssl: Use TLS also if the URL does not say so.
+            cluster: The URL is a node of a Redis Cluster, and the others are found by it.
+            startup_nodes: Host and port of more nodes, to find the cluster by when that one is down.
+            address_remap: For a cluster behind a proxy: where a node can be reached that the cluster knows by an
+                address.
+            sentinels: Host and port of sentinels, which name the server: that of the URL does not matter then, but its
+                user, password, database and whether it uses TLS do.
+            service_name: What the sentinels call it.
+            sentinel_kwargs: Options for the connections to sentinels, such as `password`.
+            wait_replicas: A commit is stored only when so many replicas have it.
+            wait_timeout_s: How long to wait for them each time, before the commit is sent again.
             clock: For tests; the server's own time if None.
             connect_timeout_s: How long to wait for a connection.
             timeout_s: How long to wait for an answer.
-            max_connections: The most connections of one event loop. More turns at once share them.
+            max_connections: The most connections of one event loop to a server. More turns at once share them.
+            **options: More of a connection, by redis-py's names: `ssl_ca_certs`, `ssl_certfile`, `username`, ...
 
         Raises:
-            InvalidError: The URL is none.
+            InvalidError: The URL is none, or does not go with the options.
         """
-        options = _OURS | {"socket_connect_timeout": connect_timeout_s, "socket_keepalive": True}
-        if password is not None:
-            options["password"] = password
-        try:
-            template = ConnectionPool.from_url(_as_redis(url, ssl=ssl), **options)
-        except ValueError:
-            # Its text may repeat the URL, with the password.
-            message = "not a Redis URL; one looks like redis://localhost:6379/0"
-            raise InvalidError("URL", message, field="url") from None
+        settings = by_url(
+            url,
+            password=password,
+            ssl=ssl,
+            cluster=cluster,
+            startup_nodes=startup_nodes,
+            address_remap=address_remap,
+            sentinels=sentinels,
+            service_name=service_name,
+            sentinel_kwargs=sentinel_kwargs,
+            limits=Limits(connect_timeout_s, timeout_s, max_connections),
+            options=options,
+        )
         store = cls.__new__(cls)
-        store._set_up(_settings(template, max_connections, connect_timeout_s, timeout_s), prefix, clock)
+        store._set_up(settings, prefix, clock, wait_replicas, wait_timeout_s)
         return store
 
     @classmethod
@@ -139,10 +150,14 @@ class RedisStore:
         password = redis.password.get_secret_value() if redis.password is not None else None
         return cls.from_url(redis.url, prefix=redis.prefix, password=password, ssl=redis.ssl)
 
-    def _set_up(self, settings: clients.Settings, prefix: str, clock: Clock | None) -> None:
+    def _set_up(
+        self, how: clients.Settings, prefix: str, clock: Clock | None, wait_replicas: int, wait_timeout_s: float
+    ) -> None:
         self._names = Names(prefix)
         self._clock = clock
-        self._clients = clients.Clients(settings, self._names.channel)
+        self._clients = Clients(how, self._names.channel)
+        self._wait_replicas = wait_replicas
+        self._wait_timeout_s = wait_timeout_s
         self._registries: dict[bytes, Registry] = {}
         self._registries_lock = threading.Lock()
 
@@ -373,7 +388,8 @@ class RedisStore:
         """See `Store.scan`."""
         client = self._clients.current()
         asked = (b"SCAN", cursor or b"0", b"MATCH", self._names.pattern, b"COUNT", b"%d" % max(1, limit))
-        (following, mains), (seconds, _) = await client.query([asked, (b"TIME",)])
+        (server,) = await client.servers()
+        (following, mains), (seconds, _) = await client.query_at(server, [asked, (b"TIME",)])
         now = int(seconds) * 1000 if self._clock is None else self._clock.now_ms()
         records = await client.query([(b"HMGET", main, b"v", b"g", b"n") for main in mains])
         live = [
@@ -416,22 +432,6 @@ class RedisStore:
         if reply[0] == b"L":
             self._forget(self._names.of(key))
             raise state_lost(key, reply[1])
-
-
-def _settings(
-    template: ConnectionPool, max_connections: int, connect_timeout_s: float, timeout_s: float
-) -> clients.Settings:
-    where = template.connection_kwargs
-    address = where.get("path") or f"{where.get('host', 'localhost')}:{where.get('port', 6379)}"
-    return clients.Settings(template.make_connection, max_connections, connect_timeout_s, timeout_s, str(address), [])
-
-
-def _as_redis(url: str, *, ssl: bool) -> str:
-    """The URL in the client's own words."""
-    for theirs, ours in (("valkeys://", "rediss://"), ("valkey://", "redis://")):
-        if url.startswith(theirs):
-            url = ours + url[len(theirs) :]
-    return "rediss://" + url[len("redis://") :] if ssl and url.startswith("redis://") else url
 
 
 # --------------------------------------------------------------------------------------------------- answers of open
