@@ -100,6 +100,10 @@ class SQLiteSettings(_Section):
     path: Path = Path("agent-sessions.db")
     """The file, which is made if it is not there, for its owner alone. Relative to the working directory."""
 
+    synchronous: Literal["full", "normal"] = "full"
+    """When a commit counts as stored: `full` when it is on the disk, so that it outlives a crash of the machine,
+    `normal` when the system has it, so that it outlives a crash of the process."""
+
 
 class DynamoDBSettings(_Section):
     """Amazon DynamoDB, for `AK_SESSION__TYPE` `dynamodb`. Credentials come by the AWS default chain."""
