@@ -5,6 +5,7 @@ from __future__ import annotations
 import secrets
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -13,6 +14,7 @@ from agent_sessions.clock import Clock
 from agent_sessions.stores.base import Store
 from agent_sessions.stores.encryption import EncryptedStore, Keyring
 from agent_sessions.stores.memory import MemoryStore
+from agent_sessions.stores.sqlite import SQLiteStore
 from agent_sessions.testing import FakeClock, LostReplies, ServedInOrder, StoreConformance
 from agent_sessions.testing.conformance.faults import Fault
 
@@ -37,6 +39,17 @@ class TestEncryptedMemory(ServedInOrder, StoreConformance):
 
     def make_store(self, clock: Clock) -> Store:
         return encrypted(self.stores.setdefault(clock, MemoryStore(clock)))
+
+
+class TestEncryptedSQLite(ServedInOrder, StoreConformance):
+    EXAMPLES = 10
+
+    @pytest.fixture(autouse=True)
+    def _start(self, tmp_path: Path) -> None:
+        self.path = tmp_path / "sessions.db"
+
+    def make_store(self, clock: Clock) -> Store:
+        return encrypted(SQLiteStore(self.path, synchronous="normal", clock=clock))
 
 
 class TestEncryptedRedis(LostReplies, ServedInOrder, StoreConformance):
