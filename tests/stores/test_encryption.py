@@ -311,10 +311,10 @@ class TestKeys:
             assert Keyring([OLD]).key_ids[0] in error.message
 
     async def test_a_newer_format_is_refused_as_such(self, inner: MemoryStore) -> None:
-        await VALUE.write(inner, b"\xc1\x02" + bytes(50))
-
-        for store in (inner, encrypted(inner), encrypted(inner, accept_plaintext=True)):
-            assert refused(await VALUE.read(store)).code == "FORMAT_TOO_NEW"
+        for stored in (b"\xc1\x02" + bytes(50), b"\xc1\xff"):
+            await VALUE.write(inner, stored)
+            for store in (inner, encrypted(inner), encrypted(inner, accept_plaintext=True)):
+                assert refused(await VALUE.read(store)).code == "FORMAT_TOO_NEW"
 
     async def test_plain_data_is_read_if_that_is_asked_for(self, inner: MemoryStore) -> None:
         going_live = encrypted(inner, accept_plaintext=True)

@@ -10,7 +10,7 @@ from .envelope import Box, Unreadable, entry_place, field_place, log_place, valu
 
 CHUNK_BYTES = 4 * 2**20
 CHUNK_PIECES = 500
-"""A commit is made when it has so much. Only a log is never divided: it can't be changed but at its end."""
+"""The most that one commit rewrites, if it is more than one piece. A log is one: it can't change but at its end."""
 
 PAGE_ENTRIES = 100
 """How many entries of a collection are read at a time."""
@@ -38,13 +38,20 @@ class Rewrite:
     def __init__(self, store: Store, key: Key, box: Box, owner: str, hold_ms: int | None) -> None:
         self.changed = False
         """Whether anything was rewritten."""
-        self.left: list[str] = []
-        """What could not be decrypted, and why."""
+        self._left: dict[str, list[str]] = {}
         self._store = store
         self._key = key
         self._box = box
         self._owner = owner
         self._hold_ms = hold_ms
+
+    @property
+    def left(self) -> list[str]:
+        """What could not be decrypted, for each reason: the first piece, and how many more."""
+        return [
+            f"{pieces[0]}{f' and {len(pieces) - 1} more' if len(pieces) > 1 else ''}: {reason}"
+            for reason, pieces in self._left.items()
+        ]
 
     async def run(self, opened: Opened) -> None:
         """Rewrite what was opened, all values and fields in it.
@@ -58,13 +65,14 @@ class Rewrite:
         self._begin()
         for name, data in (opened.row.fields or {}).items():
             if (renewed := self._renewed(field_place(name), data, f"record field {name!r}")) is not None:
+                await self._make_room(1, len(renewed))
                 self._chunk.fields[name] = renewed
         for namespace, named in opened.values.items():
             for name, data in named.items():
                 part = Part(namespace, name)
                 if (renewed := self._renewed(value_place(part), data, _named("value", part))) is not None:
+                    await self._make_room(1, len(renewed))
                     self._chunk.values[part] = renewed
-                    await self._commit_if_large()
         for part in opened.collections:
             await self._rewrite_collection(part)
         for part, head in opened.log_heads.items():
@@ -79,8 +87,8 @@ class Rewrite:
             for name, data in found:
                 what = f"entry {name!r} of {_named('collection', part)}"
                 if (renewed := self._renewed(entry_place(part, name), data, what)) is not None:
+                    await self._make_room(1, len(renewed))
                     self._chunk.collections.setdefault(part, CollectionChange()).entries[name] = renewed
-                    await self._commit_if_large()
             if len(found) < PAGE_ENTRIES:
                 return
             page = page._replace(after=found[-1][0])
@@ -95,10 +103,8 @@ class Rewrite:
             return
         if all(new is old for new, old in zip(renewed, log.items, strict=True)):
             return
+        await self._make_room(len(renewed), sum(map(len, renewed)))
         self._chunk.logs[part] = LogChange(clear=True, append=renewed)
-        self._pieces += len(renewed)
-        self._size += sum(map(len, renewed))
-        await self._commit_if_large()
 
     # ------------------------------------------------------------------------------------------------ pieces
 
@@ -109,15 +115,12 @@ class Rewrite:
         except Unreadable as error:
             self._leave(what, error)
             return None
-        if renewed is data:
-            return None
-        self._pieces += 1
-        self._size += len(renewed)
-        return renewed
+        return None if renewed is data else renewed
 
     def _leave(self, what: str, error: Unreadable) -> None:
         reason = unreadable(error.refusal)
-        self.left.append(f"{what}: {reason.message if reason else 'unreadable'}")
+        assert reason is not None
+        self._left.setdefault(reason.message, []).append(what)
 
     # ------------------------------------------------------------------------------------------------ chunks
 
@@ -131,9 +134,12 @@ class Rewrite:
         )
         self._pieces = self._size = 0
 
-    async def _commit_if_large(self) -> None:
-        if self._size >= CHUNK_BYTES or self._pieces >= CHUNK_PIECES:
+    async def _make_room(self, pieces: int, size: int) -> None:
+        """Commit what there is, if with so much more it would be too much for one commit."""
+        if self._pieces + pieces > CHUNK_PIECES or self._size + size > CHUNK_BYTES:
             await self._commit()
+        self._pieces += pieces
+        self._size += size
 
     async def _commit(self) -> None:
         if self._pieces:
