@@ -14,12 +14,10 @@ from redis.asyncio import Redis, RedisCluster
 from agent_sessions.clock import Clock
 from agent_sessions.stores.base import (
     ABSENT,
-    FORMAT,
     Commit,
     CommitStatus,
     Committed,
     Cursor,
-    Found,
     Key,
     Keys,
     Kind,
@@ -30,14 +28,24 @@ from agent_sessions.stores.base import (
     LogRead,
     Opened,
     Page,
-    Row,
     Version,
     Wanted,
 )
 from agent_sessions.stores.redis import registry, scripts
-from agent_sessions.stores.redis.connections import Clients, Limits, LoopClient, Remap, by_client, by_url, clients
-from agent_sessions.stores.redis.keys import KeyNames, Names, decode, encode, user_of
-from agent_sessions.stores.redis.refusals import raise_refused, state_lost, too_new, unsettled
+from agent_sessions.stores.redis.cluster_indexes import ClusterIndexes
+from agent_sessions.stores.redis.connections import (
+    Clients,
+    Cluster,
+    Limits,
+    LoopClient,
+    Remap,
+    by_client,
+    by_url,
+    clients,
+)
+from agent_sessions.stores.redis.indexes import Indexes, Listing
+from agent_sessions.stores.redis.keys import KeyNames, Names, decode
+from agent_sessions.stores.redis.refusals import raise_refused, state_lost, too_few_replicas, too_new, unsettled
 from agent_sessions.stores.redis.registry import Registry
 from agent_sessions.stores.redis.scripts import Script
 
@@ -50,6 +58,7 @@ LONG_LOG = 100
 _REGISTRIES_KEPT = 1024
 _DECLARED_TRIES = 8
 _NOW_OF_REDIS = -1
+_EXTENDED = 2
 
 WAIT_TIMEOUT_S = 1.0
 _LIMITS = Limits()
@@ -156,6 +165,9 @@ class RedisStore:
         self._names = Names(prefix)
         self._clock = clock
         self._clients = Clients(how, self._names.channel)
+        self._indexes = Indexes(self._clients, self._names, self._now)
+        if isinstance(how.servers, Cluster):
+            self._indexes = ClusterIndexes(self._clients, self._names, self._now, how.servers)
         self._wait_replicas = wait_replicas
         self._wait_timeout_s = wait_timeout_s
         self._registries: dict[bytes, Registry] = {}
@@ -225,10 +237,10 @@ class RedisStore:
 
         _, packed, fields, values, logs, entries, ranges = reply
         if not head.exists:
-            has = Registry(ABSENT, b"", {}, {}, {})
+            has = Registry(ABSENT, 0, b"", {}, {}, {})
             self._forget(names)
         elif packed is not None:
-            has = registry.unpack(head.version, head.belongs_to, packed)
+            has = registry.unpack(head.version, head.started_at, head.belongs_to, packed)
             self._keep(names, has)
         else:
             assert held is not None
@@ -255,14 +267,32 @@ class RedisStore:
         """See `Store.commit`."""
         if len(commit.id) != 8:
             raise ValueError("a commit id has 8 bytes")
-        client, names = self._clients.current(), self._names.of(key)
+
+        async def store(must_exist: bool) -> Committed | None:
+            return await self._commit(key, commit, must_exist)
+
+        if self._indexes.are_elsewhere and not commit.maintenance:
+            return await self._indexes.along(key, commit, self._registries.get(self._names.of(key).main), store)
+        committed = await store(False)
+        assert committed is not None
+        return committed
+
+    async def _commit(self, key: Key, commit: Commit, must_exist: bool) -> Committed | None:
+        """Commit, indexes aside if they are elsewhere. None: it was to exist, and does not."""
+        names, waits = self._names.of(key), self._wait_replicas > 0
         for _ in range(_DECLARED_TRIES):
             held = self._registries.get(names.main)
-            keys, argv = scripts.pack_commit(names, self._now(), commit, held)
-            reply = await client.run(scripts.COMMIT, keys, argv)
+            elsewhere = self._indexes.are_elsewhere
+            keys, argv = scripts.pack_commit(
+                names, self._now(), commit, held, elsewhere=elsewhere, must_exist=must_exist, waits=waits
+            )
+            reply = await self._run_commit(keys, argv)
             if reply[0] == b"K":
                 self._keep(names, _declared(reply))
                 continue
+            if reply[0] == b"A":
+                self._forget(names)
+                return None
             self._refuse_the_unreadable(key, reply)
             if reply[0] == b"R":
                 return _repeated(commit, int(reply[1]))
@@ -271,11 +301,24 @@ class RedisStore:
             if held is not None and held.version == stored.previous:
                 self._keep(names, held.after(stored.version, stored.belongs_to, reply[1]))
             elif stored.previous == ABSENT:
-                self._keep(names, registry.unpack(stored.version, stored.belongs_to, reply[1]))
+                started_at = stored.row.started_at
+                self._keep(names, registry.unpack(stored.version, started_at, stored.belongs_to, reply[1]))
             else:
                 self._forget(names)
             return Committed(stored.version, stored.previous, stored.row, registry.log_heads(reply[1]))
         raise unsettled(key)
+
+    async def _run_commit(self, keys: list[bytes], argv: list[bytes]) -> list[Any]:
+        client = self._clients.current()
+        if not self._wait_replicas:
+            reply: list[Any] = await client.run(scripts.COMMIT, keys, argv)
+            return reply
+        reply, reached = await client.run_and_wait(
+            scripts.COMMIT, keys, argv, self._wait_replicas, self._wait_timeout_s
+        )
+        if reached < self._wait_replicas and (reply[0] == b"R" or len(reply[0]) > 1):
+            raise too_few_replicas(reached, self._wait_replicas)
+        return reply
 
     async def commit_status(self, key: Key, commit_id: bytes, *, since: Version) -> CommitStatus:
         """See `Store.commit_status`."""
@@ -294,9 +337,12 @@ class RedisStore:
             arguments = [scripts.pack_renew(self._now(), ms, owner, declared, names.member)]
             reply = await self._run(scripts.RENEW, keys, arguments)
             if reply[0] != b"K":
+                if reply[0] == _EXTENDED:
+                    await self._indexes.extended(key)
                 return bool(reply[0])
             held = _declared(reply)
-            keys, declared = scripts.all_keys(names, held), held.belongs_to
+            declared = self._declares(held)
+            keys = scripts.all_keys(names, held, declared)
         raise unsettled(key)
 
     async def release(self, key: Key, owner: str) -> None:
@@ -320,12 +366,14 @@ class RedisStore:
         names = self._names.of(key)
         held = self._registries.get(names.main)
         for _ in range(_DECLARED_TRIES):
-            declared = held.belongs_to if held is not None else b""
-            keys = [*scripts.all_keys(names, held), names.tombstone(write_id)]
+            declared = self._declares(held)
+            keys = [*scripts.all_keys(names, held, declared), names.tombstone(write_id)]
             reply = await self._run(scripts.DELETE, keys, [scripts.pack_delete(self._now(), declared, names.member)])
             if reply[0] != b"K":
                 self._forget(names)
-                return bool(reply[0])
+                existed, started_at, belongs_to = reply
+                await self._indexes.left(key, bool(existed), int(started_at), belongs_to)
+                return bool(existed)
             held = _declared(reply)
         raise unsettled(key)
 
@@ -339,65 +387,15 @@ class RedisStore:
         cursor: Cursor | None = None,
     ) -> Page:
         """See `Store.find`."""
-        client = self._clients.current()
-        by_activity, by_end = self._names.indexes(tenant, kind, belongs_to)
-        found: list[tuple[Cursor, Found]] = []
-        place = cursor
-        while len(found) <= limit:
-            asked = limit + 1 - len(found)
-            time, id = (place.active_at, encode(place.id)) if place is not None else (-1, b"")
-            arguments = [scripts.pack_find(self._now(), asked, time, id)]
-            now, *flat = await client.run(scripts.FIND, [by_activity], arguments)
-            places = [Cursor(int(float(score)), decode(member)) for member, score in scripts.pairs(flat)]
-            gone = await self._read_rows(client, Key(tenant, kind, ""), places, int(now), belongs_to, found)
-            if gone:
-                await client.run(scripts.FORGET, [by_activity, by_end], [scripts.pack_now(int(now)), *gone])
-            if len(places) < asked:
-                break
-            place = places[-1]
-        page = [live for _, live in found[:limit]]
-        return Page(page, found[limit - 1][0] if len(found) > limit else None)
-
-    async def _read_rows(
-        self,
-        client: LoopClient,
-        scope: Key,
-        places: list[Cursor],
-        now: int,
-        belongs_to: str | None,
-        found: list[tuple[Cursor, Found]],
-    ) -> list[bytes]:
-        """Append the live ones to `found`; return those that are gone."""
-        keys = [scope._replace(id=place.id) for place in places]
-        replies = await client.query([(b"HGETALL", self._names.once(key).main) for key in keys])
-        gone = []
-        for key, place, reply in zip(keys, places, replies, strict=True):
-            row = _row(key, dict(scripts.pairs(reply)), now)
-            if row is None or (belongs_to is not None and row.belongs_to != belongs_to):
-                gone.append(encode(place.id))
-            else:
-                found.append((place, Found(place.id, row)))
-        return gone
+        return await self._indexes.find(Listing(tenant, kind, belongs_to), limit, cursor)
 
     async def count(self, tenant: str, kind: Kind, *, belongs_to: str | None = None) -> int:
         """See `Store.count`."""
-        keys = self._names.indexes(tenant, kind, belongs_to)
-        return int(await self._run(scripts.COUNT, list(keys), [scripts.pack_now(self._now())]))
+        return await self._indexes.count(Listing(tenant, kind, belongs_to))
 
     async def scan(self, *, limit: int = 100, cursor: bytes | None = None) -> Keys:
-        """See `Store.scan`."""
-        client = self._clients.current()
-        asked = (b"SCAN", cursor or b"0", b"MATCH", self._names.pattern, b"COUNT", b"%d" % max(1, limit))
-        (server,) = await client.servers()
-        (following, mains), (seconds, _) = await client.query_at(server, [asked, (b"TIME",)])
-        now = int(seconds) * 1000 if self._clock is None else self._clock.now_ms()
-        records = await client.query([(b"HMGET", main, b"v", b"g", b"n") for main in mains])
-        live = [
-            self._names.key_of(main, hashed)
-            for main, (revision, gone, hashed) in zip(mains, records, strict=True)
-            if revision is not None and (gone is None or float(gone) > now)
-        ]
-        return Keys([key for key in live if key is not None], None if following == b"0" else following)
+        """See `Store.scan`. A session that has lost its places in the listings has them again afterwards."""
+        return await self._indexes.scan(limit, cursor)
 
     async def detach(self) -> None:
         """See `Store.detach`."""
@@ -414,6 +412,12 @@ class RedisStore:
 
     async def _run(self, script: Script, keys: list[bytes], arguments: list[bytes]) -> Any:
         return await self._clients.current().run(script, keys, arguments)
+
+    def _declares(self, held: Registry | None) -> bytes:
+        """Whose indexes are declared to a script."""
+        if self._indexes.are_elsewhere:
+            return scripts.ELSEWHERE
+        return held.belongs_to if held is not None else b""
 
     def _keep(self, names: KeyNames, held: Registry) -> None:
         with self._registries_lock:
@@ -464,22 +468,6 @@ def _logs(
     return logs
 
 
-def _row(key: Key, raw: dict[bytes, bytes], now: int) -> Row | None:
-    gone = int(float(raw[b"g"])) if b"g" in raw else None
-    if b"v" not in raw or (gone is not None and gone <= now):
-        return None
-    if int(raw[b"f"]) > FORMAT:
-        raise too_new(key, int(raw[b"f"]))
-    return Row(
-        started_at=int(raw[b"s"]),
-        active_at=int(raw[b"a"]),
-        gone_at=gone,
-        belongs_to=user_of(raw.get(b"b", b"")),
-        record_tag=raw[b"t"],
-        fields={decode(name[1:]): value for name, value in raw.items() if name.startswith(b".")},
-    )
-
-
 # --------------------------------------------------------------------------------------------------- answers of commit
 
 
@@ -490,4 +478,4 @@ def _repeated(commit: Commit, revision: int) -> Committed:
 
 def _declared(reply: list[Any]) -> Registry:
     """What the key has, for the next try. No version: it must not be taken for what a cache knows."""
-    return registry.unpack(Version(-1, b""), reply[2] or b"", reply[1])
+    return registry.unpack(Version(-1, b""), 0, reply[2] or b"", reply[1])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from agent_sessions.stores.redis.connections.clients import Clients, LoopClient
-from agent_sessions.stores.redis.connections.cluster import Remap
+from agent_sessions.stores.redis.connections.cluster import Cluster, Remap
 from agent_sessions.stores.redis.connections.options import Limits, by_client, by_url
 
-__all__ = ["Clients", "Limits", "LoopClient", "Remap", "by_client", "by_url"]
+__all__ = ["Clients", "Cluster", "Limits", "LoopClient", "Remap", "by_client", "by_url"]

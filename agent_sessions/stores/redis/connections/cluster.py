@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from binascii import crc_hqx
 from collections.abc import Callable, Sequence
 from random import shuffle
@@ -27,6 +28,19 @@ def slot_of(key: bytes) -> int:
         if closing > opening + 1:
             key = key[opening + 1 : closing]
     return crc_hqx(key, 0) % SLOTS
+
+
+def claimed_slots(nodes: bytes) -> set[int]:
+    """The slots of a node, those that it is about to get included, as its CLUSTER NODES says."""
+    (own,) = [line for line in nodes.split(b"\n") if b"myself" in line]
+    claimed: set[int] = set()
+    for words in own.split()[8:]:
+        if (coming := re.match(rb"\[(\d+)-<-", words)) is not None:
+            claimed.add(int(coming[1]))
+        elif not words.startswith(b"["):
+            first, _, last = words.partition(b"-")
+            claimed.update(range(int(first), int(last or first) + 1))
+    return claimed
 
 
 class Cluster:
