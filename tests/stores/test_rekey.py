@@ -32,7 +32,7 @@ from agent_sessions.stores.base import (
 from agent_sessions.stores.encryption import EncryptedStore, Keyring, Progress, rekey
 from agent_sessions.stores.sqlite import SQLiteStore
 from agent_sessions.testing import FakeClock
-from tests.support import Before, Stopping, waiters
+from tests.support import Before, Stopping, alone, waiters
 
 OLD, NEW, OTHER = (secrets.token_urlsafe(32) for _ in range(3))
 ROTATING = Keyring([NEW, OLD])
@@ -241,6 +241,26 @@ class TestBesideTurns:
             assert session.get("own") == 1
         assert await manager.lock("s-1") is None
 
+    async def test_a_large_one_is_kept_from_the_next_turn_until_it_is_done(self, store: Store) -> None:
+        manager, key = SessionManager(encrypted(store, OLD, NEW)), Key("default", "session", "s-1")
+        for number in range(3):
+            values: dict[Part, bytes | None] = {Part("files", f"{number}-{name}"): b"x" * 1_000_000 for name in "abc"}
+            large = Commit(id=secrets.token_bytes(8), owner="test", expected=None, values=values)
+            await encrypted(store, OLD).commit(key, large)
+
+        async def turn() -> None:
+            async with manager.open("s-1") as session:
+                session.set("own", 1)
+
+        async with manager.open("s-1"):
+            running = asyncio.create_task(run(store))
+            await waiters(manager, "s-1", 1)
+            following = asyncio.create_task(turn(), context=alone())
+            await waiters(manager, "s-1", 2)
+
+        assert await running == Progress(looked_at=1, rewritten=1)
+        await following
+
     async def test_one_that_stays_in_use_is_reported_and_left(self, store: Store) -> None:
         key = Key("default", "session", "s-1")
         await fill(encrypted(store, OLD), key)
@@ -273,11 +293,12 @@ class TestBesideTurns:
         items = (await contents(encrypted(store, NEW), key))["items"]
         assert len(items) == 21
 
-    async def test_one_deleted_in_between_stays_deleted(self, store: Store) -> None:
+    @pytest.mark.parametrize(("operation", "when"), [("open", "after"), ("commit", "before")])
+    async def test_one_deleted_in_between_stays_deleted(self, store: Store, operation: str, when: str) -> None:
         key = Key("default", "session", "s-1")
         await fill(encrypted(store, OLD), key)
         stopping = Stopping(store)
-        barrier = stopping.stop("commit")
+        barrier = stopping.stop(operation, when=when)
         running = asyncio.create_task(run(stopping.store))
         await barrier.reached.wait()
         await store.delete(key, secrets.token_bytes(8))
