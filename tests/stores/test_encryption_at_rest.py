@@ -5,7 +5,7 @@ from __future__ import annotations
 import secrets
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from pydantic import SecretStr
@@ -14,7 +14,9 @@ from agent_sessions import Runner, Session, SessionManager, Settings
 from agent_sessions.settings import EncryptionSettings, RedisSettings, SQLiteSettings
 from agent_sessions.stores import open_store
 from agent_sessions.testing import ScriptedAgent
-from tests.conftest import RedisServer
+
+if TYPE_CHECKING:
+    from tests.redis_server import RedisServer
 
 STORED = [
     *("aubergine", "broccoli", "cauliflower", "dandelion", "elderberry", "fennel", "gooseberry", "horseradish"),
