@@ -11,8 +11,11 @@ from typing import NoReturn
 
 import pytest
 
+from tests.dynamodb import aws_credentials as aws_credentials
+from tests.dynamodb import dynamodb as dynamodb
+from tests.dynamodb import dynamodb_port as dynamodb_port
 from tests.redis_cluster import RedisCluster
-from tests.redis_server import RedisServer
+from tests.redis_server import RedisServer as RedisServer
 
 
 def missing(what: str, remedy: str) -> NoReturn:

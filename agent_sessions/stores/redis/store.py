@@ -50,6 +50,8 @@ from agent_sessions.stores.redis.registry import Registry
 from agent_sessions.stores.redis.scripts import Script
 
 if TYPE_CHECKING:
+    from pydantic import SecretStr
+
     from agent_sessions.settings import Settings
 
 LONG_LOG = 100
@@ -59,6 +61,7 @@ _REGISTRIES_KEPT = 1024
 _DECLARED_TRIES = 8
 _NOW_OF_REDIS = -1
 _EXTENDED = 2
+_PORT, _PORT_OF_SENTINELS = 6379, 26379
 
 WAIT_TIMEOUT_S = 1.0
 _LIMITS = Limits()
@@ -155,9 +158,29 @@ class RedisStore:
     @classmethod
     def from_settings(cls, settings: Settings) -> Self:
         """The store that `AK_SESSION__REDIS__*` describes."""
-        redis = settings.redis
-        password = redis.password.get_secret_value() if redis.password is not None else None
-        return cls.from_url(redis.url, prefix=redis.prefix, password=password, ssl=redis.ssl)
+        redis, sentinel = settings.redis, settings.redis.sentinel
+        given = {
+            "ssl_ca_certs": redis.ssl_ca_certs,
+            "ssl_certfile": redis.ssl_certfile,
+            "ssl_keyfile": redis.ssl_keyfile or redis.ssl_certfile,
+        }
+        options: dict[str, Any] = {name: str(path) for name, path in given.items() if path is not None}
+        if redis.url.startswith("rediss://"):
+            options["ssl_check_hostname"] = redis.ssl_check_hostname
+        return cls.from_url(
+            redis.url,
+            prefix=redis.prefix,
+            password=_secret(redis.password),
+            ssl=redis.ssl,
+            cluster=redis.cluster,
+            startup_nodes=[(host, port or _PORT) for host, port in redis.startup_nodes],
+            sentinels=[(host, port or _PORT_OF_SENTINELS) for host, port in sentinel.nodes],
+            service_name=sentinel.service_name,
+            sentinel_kwargs={"username": sentinel.username, "password": _secret(sentinel.password)},
+            wait_replicas=redis.wait_replicas,
+            wait_timeout_s=redis.wait_timeout_s,
+            **options,
+        )
 
     def _set_up(
         self, how: clients.Settings, prefix: str, clock: Clock | None, wait_replicas: int, wait_timeout_s: float
@@ -436,6 +459,10 @@ class RedisStore:
         if reply[0] == b"L":
             self._forget(self._names.of(key))
             raise state_lost(key, reply[1])
+
+
+def _secret(value: SecretStr | None) -> str | None:
+    return None if value is None else value.get_secret_value()
 
 
 # --------------------------------------------------------------------------------------------------- answers of open
