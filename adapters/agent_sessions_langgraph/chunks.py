@@ -46,6 +46,11 @@ class Chunk:
         self._is_decoded = False
 
     @property
+    def level(self) -> int:
+        """How often its items have been written again; the first byte of its id."""
+        return self.id[0]
+
+    @property
     def size(self) -> int:
         """Its encoded size in bytes."""
         return len(self.pair[1])

@@ -5,8 +5,8 @@ The items of a list are kept in *chunks*, each an entry that is never changed. A
 more, in a chunk of the new items. What was changed, replaced, removed or moved is found by the items' prints; the rest
 stays where it is.
 
-Many small segments at the end are written again as one larger chunk, so a list is read in a bounded number of them and
-bytes that grow with the list.
+Of every 16 turns the segments are written again as one, of every 16 of those too: an item is written three times at
+most, and a list of thousands of turns is read in some dozens of entries.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ from .chunks import Chunk, ListName, Pair, Piece, Segments, cache
 from .prints import Prints, joined, prints_of
 
 MERGED = 16
-"""So many small segments at the end of a list are written again as one."""
-TIERS = (16 * 1024, 64 * 1024)
-"""What is small, in bytes: single turns, and the chunks made of them."""
+"""So many segments of one level at the end of a list are written again as one of the next level."""
+SMALL = (16 * 1024, 64 * 1024)
+"""By level, the bytes from which on a segment is left as it is."""
 MOST_FRAGMENTS = 48
 """If a list is in more small segments than this, it is written again."""
 CHUNK_BYTES = 128 * 1024
@@ -101,11 +101,12 @@ class Lists:
             if size >= CHUNK_BYTES or place == run.stop - 1:
                 ends.append(place + 1)
                 size = 0
-        return [self._chunk(session, value[start:stop], prints[start:stop]) for start, stop in pairwise(ends)]
-
-    def _chunk(self, session: Key, items: list[Any], prints: Prints) -> Piece:
-        chunk = Chunk(secrets.token_bytes(12), self.serde.dumps_typed(items), prints)
-        return Piece(self._remember(session, chunk), 0, len(items))
+        pieces = []
+        for start, stop in pairwise(ends):
+            chunk_id = bytes([run.level]) + secrets.token_bytes(11)
+            chunk = Chunk(chunk_id, self.serde.dumps_typed(value[start:stop]), prints[start:stop])
+            pieces.append(Piece(self._remember(session, chunk), 0, stop - start))
+        return pieces
 
     def _remember(self, session: Key, chunk: Chunk) -> Chunk:
         cache.put((id(self.serde), session, chunk.id), chunk, self.serde)
@@ -123,6 +124,12 @@ class Run(NamedTuple):
     size: int
     """About how many bytes they take."""
     piece: Piece | None = None
+    fresh_level: int = 0
+
+    @property
+    def level(self) -> int:
+        """How often these items have been written again."""
+        return self.fresh_level if self.piece is None else self.piece.chunk.level
 
 
 def _runs(prints: Prints, stored: Prints, base: Sequence[Piece]) -> list[Run]:
@@ -180,15 +187,16 @@ def _sources(prints: Prints, stored: Prints, same: int) -> list[int | None]:
 
 def _merged(runs: list[Run]) -> list[Run]:
     """The same list in fewer runs, if it is in many small ones."""
-    small = [place for place, run in enumerate(runs) if run.size < TIERS[0]]
-    if len(small) > MOST_FRAGMENTS:
-        runs = [*runs[: small[0]], _rewritten(runs[small[0] :])]
-    for tier in TIERS:
-        count = next((place for place, run in enumerate(reversed(runs)) if run.size >= tier), len(runs))
+    fragments = [place for place, run in enumerate(runs) if run.size < SMALL[0]]
+    if len(fragments) > MOST_FRAGMENTS:
+        runs = [*runs[: fragments[0]], _rewritten(runs[fragments[0] :], len(SMALL))]
+    for level, size in enumerate(SMALL):
+        ending = (place for place, run in enumerate(reversed(runs)) if run.level != level or run.size >= size)
+        count = next(ending, len(runs))
         if count >= MERGED:
-            runs = [*runs[:-count], _rewritten(runs[-count:])]
+            runs = [*runs[:-count], _rewritten(runs[-count:], level + 1)]
     return runs
 
 
-def _rewritten(runs: list[Run]) -> Run:
-    return Run(runs[0].start, runs[-1].stop, sum(run.size for run in runs))
+def _rewritten(runs: list[Run], level: int) -> Run:
+    return Run(runs[0].start, runs[-1].stop, sum(run.size for run in runs), fresh_level=level)
