@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import sqlite3
-from collections.abc import Iterable
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from agent_sessions.stores.base import Key
@@ -45,6 +45,7 @@ class Transaction:
         """Carry a statement out."""
         return self._connection.execute(sql, arguments)
 
-    def run_each(self, sql: str, rows: Iterable[tuple[Any, ...]]) -> None:
+    def run_each(self, sql: str, rows: Sequence[tuple[Any, ...]]) -> None:
         """Carry a statement out for each of these rows."""
-        self._connection.executemany(sql, rows)
+        if rows:
+            self._connection.executemany(sql, rows)

@@ -267,13 +267,14 @@ class Worker:
         self._waiting = still
 
     def _sweep(self) -> bool:
+        """Remove a little of what is past its time. True: there is more."""
         try:
             (more,), _ = self._transact([sweeping.sweep], Mode.WRITES)
             assert self._connection is not None
             return sweeping.shrink(self._connection) or bool(more)
         except (sqlite3.Error, OSError, SessionError) as error:
             self._roll_back(error)
-            return False
+            return isinstance(error, sqlite3.Error) and failures.is_locked(error)
 
 
 def _settle(job: Job, result: Any, error: BaseException | None) -> None:
