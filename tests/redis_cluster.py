@@ -88,6 +88,20 @@ class RedisCluster:
         slot = int(node.raw("CLUSTER", "KEYSLOT", key))
         return next(self.at(master[1]) for first, last, master, *_ in self.map(node) if first <= slot <= last)
 
+    def move_slot(self, slot: int, to: RedisServer, between: Callable[[], None] = lambda: None) -> None:
+        """Move a slot to another node as redis-cli does, key by key."""
+        source = next(self.at(master[1]) for first, last, master, *_ in self.map(to) if first <= slot <= last)
+        there, here = to.raw("CLUSTER", "MYID"), source.raw("CLUSTER", "MYID")
+        to.raw("CLUSTER", "SETSLOT", slot, "IMPORTING", here)
+        source.raw("CLUSTER", "SETSLOT", slot, "MIGRATING", there)
+        while names := source.raw("CLUSTER", "GETKEYSINSLOT", slot, 10):
+            for name in names:
+                between()
+                source.raw("MIGRATE", "127.0.0.1", to.port, name, 0, 5000)
+        between()
+        for node in (to, source, *self.masters()):
+            node.raw("CLUSTER", "SETSLOT", slot, "NODE", there)
+
     def keys(self, pattern: str = "*") -> list[bytes]:
         """All names of keys."""
         return [name for node in self.masters() for name in node.command("KEYS", pattern)]
