@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+import os
+import threading
 from collections.abc import Awaitable, Callable
 from typing import TypeVar
+from weakref import WeakValueDictionary
 
 from agent_sessions import Session, SessionManager
-from agent_sessions.errors import SessionConflictError
+from agent_sessions.errors import SessionConflictError, SessionNotFoundError
 from agent_sessions.stores.base import Key
+from agent_sessions.turns.gate import Gate
 
 T = TypeVar("T")
 
 _READ_ATTEMPTS = 5
+
+
+_gates: WeakValueDictionary[Key, Gate] = WeakValueDictionary()
+_lock = threading.Lock()
 
 
 class Access:
@@ -62,8 +70,15 @@ class Access:
         if session is not None:
             await work(session, False)
             return
-        async with self.manager.open(session_id) as session:
-            await work(session, True)
+        async with _gate(self.key(session_id)):  # so that calls of one run don't get into each other's way
+            try:
+                async with self.manager.attempt(session_id) as session:
+                    await work(session, True)
+                    return
+            except (SessionConflictError, SessionNotFoundError):
+                pass  # whatever it was: it counts what is found with the lease
+            async with self.manager.open(session_id) as session:
+                await work(session, True)
 
     async def ids(self) -> list[str]:
         """The ids of all sessions of the tenant."""
@@ -77,3 +92,17 @@ class Access:
             cursor = page.next
             if cursor is None:
                 return list(found)
+
+
+def _gate(key: Key) -> Gate:
+    with _lock:
+        return _gates.setdefault(key, Gate())
+
+
+def _after_fork() -> None:
+    global _lock
+    _lock = threading.Lock()  # whoever held it is not in this process
+    _gates.clear()
+
+
+os.register_at_fork(after_in_child=_after_fork)
