@@ -65,12 +65,12 @@ def edit(item: Any, how: int) -> None:
     """Change an item in place, if it can be."""
     if isinstance(item, dict):
         item["text"] += "!"
-    elif isinstance(item, AIMessage) and how % 3:
-        item.tool_calls[0]["args"]["deep"]["er"].append(how) if how % 2 else item.usage_metadata.update(
-            input_tokens=how
-        )
+    elif isinstance(item, AIMessage) and how % 3 == 1:
+        item.tool_calls[0]["args"]["deep"]["er"].append(how)
+    elif isinstance(item, AIMessage) and how % 3 == 2:
+        item.usage_metadata["input_tokens"] = how  # type: ignore[index]
     elif isinstance(item, HumanMessage) and how % 2 and isinstance(item.content, list):
-        item.content[0]["text"] += "."  # type: ignore[index,operator]
+        item.content[0]["text"] += "."  # type: ignore[index]
     elif isinstance(item, ToolMessage):
         item.artifact["when"] = how
     elif hasattr(item, "additional_kwargs"):
@@ -147,12 +147,12 @@ class Twins:
     async def put(self, *, is_saved: bool) -> None:
         if is_saved or self.version is None:
             self.version = self.ours.get_next_version(self.version, None)
-        checkpoint = {**empty_checkpoint(), "id": f"1f{len(self.ids):06d}-0000-6000-8000-000000000000"}
+        checkpoint: Any = {**empty_checkpoint(), "id": f"1f{len(self.ids):06d}-0000-6000-8000-000000000000"}
         checkpoint["channel_values"] = {"items": self.items}
         checkpoint["channel_versions"] = {"items": self.version}
         new: Any = {"items": self.version} if is_saved else {}
         for saver in (self.ours, self.theirs):
-            await saver.aput(self.config, checkpoint, {}, new)  # type: ignore[arg-type]
+            await saver.aput(self.config, checkpoint, {}, new)
         self.items = list(self.items)
         self.ids.append(checkpoint["id"])
         self.config = on(checkpoint_ns="", checkpoint_id=checkpoint["id"])
@@ -287,7 +287,7 @@ async def test_a_channel_that_did_not_change_is_not_written() -> None:
     config = await saver.aput(on(checkpoint_ns=""), checkpoint, {}, checkpoint["channel_versions"])
     writes.put.clear()
 
-    second = {**checkpoint, "id": "1f000002", "channel_versions": {"big": "1", "blob": "1", "small": "2"}}
+    second: Any = {**checkpoint, "id": "1f000002", "channel_versions": {"big": "1", "blob": "1", "small": "2"}}
     await saver.aput(config, second, {}, {"small": "2"})
 
     assert sum(writes.put[0].values()) < 1_000

@@ -187,7 +187,7 @@ async def test_the_checkpoints_of_runs_are_deleted_wherever_they_are(
 
     for thread_id in ("s", "t"):
         assert texts((await graph.aget_state(on(thread_id))).values) == ["1", "re: 1", "2", "re: 2"]
-        left = [one.metadata["run_id"] async for one in saver.alist(on(thread_id))]  # type: ignore[typeddict-item]
+        left = [one.metadata["run_id"] async for one in saver.alist(on(thread_id))]
         assert set(left) == {"run/1", "run/2"}
     assert len(await ids(saver, "u")) == 3
     await do("delete_for_runs", ["run/1", "run/2"])
