@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import gc
 import os
-import sqlite3
 import stat
 import statistics
 import subprocess
@@ -13,7 +12,6 @@ import sys
 import threading
 import time
 from collections.abc import AsyncIterator, Callable
-from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -21,23 +19,33 @@ import pytest
 
 from agent_sessions.clock import Clock
 from agent_sessions.errors import FormatTooNewError, SessionNotFoundError, StateLostError
-from agent_sessions.stores.base import CollectionChange, Commit, Key, LogWanted, Part, Store, Version, Wanted
+from agent_sessions.stores.base import (
+    CollectionChange,
+    Commit,
+    Key,
+    LeaseWanted,
+    LogWanted,
+    Store,
+    Version,
+    Wanted,
+)
 from agent_sessions.stores.sqlite import SQLiteStore
 from agent_sessions.testing import FakeClock, ServedInOrder, StoreConformance
-from agent_sessions.testing.conformance.harness import (
+
+from .sqlite_files import (
+    CART,
     CHECKPOINTS,
+    KEY,
     LOG,
     append,
+    beside,
     change,
-    lease,
-    new_id,
+    query,
     read_log,
     read_values,
+    size,
     take,
 )
-
-KEY = Key("default", "session", "s-1")
-CART = Part("shop", "cart")
 
 
 class TestSQLiteStore(ServedInOrder, StoreConformance):
@@ -72,21 +80,15 @@ async def other(path: Path) -> AsyncIterator[SQLiteStore]:
     await store.aclose()
 
 
-def query(path: Path, sql: str) -> list[tuple]:
-    with closing(sqlite3.connect(path, isolation_level=None)) as file:
-        return file.execute(sql).fetchall()
+class Threads:
+    """The threads that stores have started since."""
 
+    def __init__(self) -> None:
+        self.before = threading.enumerate()
 
-def files_beside(path: Path) -> list[str]:
-    return sorted(file.name for file in path.parent.iterdir())
-
-
-def size(path: Path) -> int:
-    return path.stat().st_size
-
-
-def threads() -> list[threading.Thread]:
-    return [thread for thread in threading.enumerate() if thread.name == "agent-sessions-sqlite"]
+    def count(self) -> int:
+        running = [thread for thread in threading.enumerate() if thread.name == "agent-sessions-sqlite"]
+        return len([thread for thread in running if thread not in self.before])
 
 
 async def until(condition: Callable[[], bool]) -> None:
@@ -123,7 +125,7 @@ async def test_a_path_is_taken_from_where_the_store_was_made(path: Path, monkeyp
     monkeypatch.chdir("/")
     await store.commit(KEY, change())
     await store.aclose()
-    assert files_beside(path) == [path.name]
+    assert beside(path) == [path.name]
 
 
 @pytest.mark.parametrize("name", [":memory:", "file:a.db?mode=memory", "a%20b ?#.db", "séance.db"])
@@ -131,7 +133,7 @@ async def test_a_name_is_nothing_but_a_name(tmp_path: Path, name: str) -> None:
     store = SQLiteStore(tmp_path / name)
     await store.commit(KEY, change())
     await store.aclose()
-    assert files_beside(tmp_path / name) == [name]
+    assert beside(tmp_path / name) == [name]
 
 
 async def test_a_file_that_was_removed_is_made_again(store: SQLiteStore, path: Path) -> None:
@@ -153,20 +155,20 @@ async def test_durable_is_what_the_settings_say(path: Path) -> None:
     store = open_store(Settings(type="sqlite", sqlite=SQLiteSettings(path=path, synchronous="normal")))
     await store.commit(KEY, change())
     await store.aclose()
-    assert files_beside(path) == [path.name]
+    assert beside(path) == [path.name]
 
 
 # --------------------------------------------------------------------------------------------------- closing
 
 
 async def test_closing_ends_the_thread_and_leaves_one_file(path: Path) -> None:
-    before = threads()
+    threads = Threads()
     store = SQLiteStore(path)
     await store.commit(KEY, change())
-    assert len(threads()) == len(before) + 1
+    assert threads.count() == 1
     await store.aclose()
-    assert threads() == before
-    assert files_beside(path) == [path.name]
+    assert threads.count() == 0
+    assert beside(path) == [path.name]
     await store.aclose()
 
 
@@ -186,7 +188,7 @@ async def test_what_was_asked_for_before_closing_is_done(store: SQLiteStore) -> 
 
 
 def test_the_last_event_loop_that_leaves_closes_the_file(path: Path) -> None:
-    store, before = SQLiteStore(path), threads()
+    store, threads = SQLiteStore(path), Threads()
 
     async def use() -> None:
         await store.commit(KEY, change(logs=append(b"1")))
@@ -196,24 +198,24 @@ def test_the_last_event_loop_that_leaves_closes_the_file(path: Path) -> None:
         await store.detach()
 
     asyncio.run(use_and_leave())
-    assert threads() == before
+    assert threads.count() == 0
     with asyncio.Runner() as staying:
         staying.run(use())
         asyncio.run(use_and_leave())
-        assert len(threads()) == len(before) + 1
+        assert threads.count() == 1
         assert len(staying.run(read_log(store, KEY))) == 3
     asyncio.run(use_and_leave())
-    assert threads() == before
+    assert threads.count() == 0
 
 
 async def test_a_store_that_nobody_closed_ends_with_its_last_reference(path: Path) -> None:
-    before = threads()
+    threads = Threads()
     store = SQLiteStore(path)
     await store.commit(KEY, change())
     del store
     gc.collect()
-    await until(lambda: threads() == before)
-    assert files_beside(path) == [path.name]
+    await until(lambda: threads.count() == 0)
+    assert beside(path) == [path.name]
 
 
 def test_a_process_that_closes_nothing_leaves_a_whole_file(path: Path) -> None:
@@ -226,7 +228,7 @@ def test_a_process_that_closes_nothing_leaves_a_whole_file(path: Path) -> None:
         "asyncio.run(store.commit(Key('t', 'session', 's'), commit))\n"
     )
     subprocess.run([sys.executable, "-W", "error", "-c", script, str(path)], check=True, cwd=Path(__file__).parents[2])
-    assert files_beside(path) == [path.name]
+    assert beside(path) == [path.name]
     assert query(path, "SELECT id, revision FROM keys") == [("s", 1)]
 
 
@@ -325,8 +327,8 @@ async def test_what_is_past_its_time_is_swept_with_all_its_parts(path: Path) -> 
     large = size(path)
     clock.advance(1)
     assert await store.count("default", "session") == 1  # opens it, and so starts a sweep
-    await until(lambda: "dead" not in rows_left(path) and rows_left(path)["keys"] == 1)
-    assert rows_left(path) == {"keys": 1, "value": 1, "item": 100, "entry": 100, "part": 3, "record": 1}
+    kept = {"keys": 1, "value": 1, "item": 100, "entry": 100, "part": 3, "record": 1}
+    await until(lambda: rows_left(path) == kept)
     assert await store.count("default", "session") == 1
     assert await store.count("default", "session", belongs_to="ann") == 0
     await until(lambda: query(path, "PRAGMA freelist_count")[0][0] <= 256)
@@ -339,7 +341,7 @@ async def test_a_deleted_key_leaves_no_rows(path: Path) -> None:
     clock = FakeClock()
     store = SQLiteStore(path, clock=clock)
     await store.commit(KEY, full())
-    assert await store.delete(KEY, new_id())
+    assert await store.delete(KEY, os.urandom(8))
     await store.commit(KEY, change(logs=append(b"new")))
     await store.aclose()
     clock.advance(60)
@@ -398,7 +400,7 @@ async def test_a_log_of_which_items_are_gone_is_state_lost_and_takes_no_lease(st
     await store.commit(KEY, change(values={CART: b"apples"}, logs=append(b"1", b"2", b"3")))
     query(path, "DELETE FROM item WHERE place = 2")
     with pytest.raises(StateLostError, match="openai/items"):
-        await store.open(KEY, wanted=Wanted(logs=[LogWanted(LOG)]), lease=lease("us"))
+        await store.open(KEY, wanted=Wanted(logs=[LogWanted(LOG)]), lease=LeaseWanted("us", 1000, queue=False))
     opened = await store.open(KEY)
     assert opened.values == {CART.namespace: {CART.name: b"apples"}}
     assert opened.lease is None
@@ -408,7 +410,7 @@ async def test_a_log_of_which_items_are_gone_is_state_lost_and_takes_no_lease(st
 async def test_a_key_of_a_later_format_is_refused_and_left_alone(store: SQLiteStore, path: Path) -> None:
     await store.commit(KEY, change(values={CART: b"apples"}))
     query(path, "UPDATE keys SET format = 99")
-    for operation in (store.open(KEY), store.commit(KEY, change()), store.delete(KEY, new_id())):
+    for operation in (store.open(KEY), store.commit(KEY, change()), store.delete(KEY, os.urandom(8))):
         with pytest.raises(FormatTooNewError, match="99"):
             await operation
     query(path, "UPDATE keys SET format = 1")

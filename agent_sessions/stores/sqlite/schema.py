@@ -129,8 +129,8 @@ def _too_new(path: str, version: int) -> FormatTooNewError:
 def _statements(script: str) -> list[str]:
     """The statements one by one: `executescript` would commit before the first."""
     statements, begun = [], ""
-    for line in script.splitlines(keepends=True):
-        begun += line
+    for piece in script.rstrip().removesuffix(";").split(";"):
+        begun += f"{piece};"
         if sqlite3.complete_statement(begun):
             statements.append(begun)
             begun = ""

@@ -231,7 +231,7 @@ class Worker:
                 _settle(job, None, failures.locked(self._path, self._wait_s))
 
     def _translated(self, error: Exception) -> Exception:
-        if isinstance(error, sqlite3.DatabaseError | OSError):
+        if isinstance(error, sqlite3.DatabaseError | OSError) and not isinstance(error, sqlite3.ProgrammingError):
             translated = failures.unavailable(self._path, error)
             translated.__cause__ = error
             return translated
