@@ -122,13 +122,14 @@ class StuckClock(FakeClock):
 
 
 async def test_a_disk_that_does_not_answer_is_reported(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(store_module, "_ANSWER_S", 0.1)
     clock = StuckClock()
-    store = SQLiteStore(path, clock=clock, wait_s=0.1)
+    store = SQLiteStore(path, clock=clock)
     await store.commit(KEY, change())
     clock.stuck = True
-    with pytest.raises(StoreUnavailableError, match="no answer from the disk") as told:
-        await store.commit(KEY, change(logs=append(b"late")))
+    with monkeypatch.context() as impatient:
+        impatient.setattr(store_module, "_ANSWER_S", -4.9)
+        with pytest.raises(StoreUnavailableError, match="no answer from the disk") as told:
+            await store.commit(KEY, change(logs=append(b"late")))
     assert told.value.maybe_done
     clock.stuck = False
     clock.free.set()
