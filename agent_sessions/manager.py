@@ -16,9 +16,11 @@ from typing import Any, Self
 from .auth import AuthContext, act_as, acting, agreed
 from .background import finished, uncancelled
 from .errors import (
+    CommitUnknownError,
     ForbiddenError,
     InvalidError,
     SessionBusyError,
+    SessionConflictError,
     SessionEndedError,
     SessionExpiredError,
     SessionNotFoundError,
@@ -183,6 +185,37 @@ class SessionManager(Lifecycle):
             async with self._running(turn, session) as opened:
                 _merge_metadata(turn, metadata)
                 yield opened
+
+    @asynccontextmanager
+    async def attempt(self, session_id: str) -> AsyncIterator[Session]:
+        """Run one turn on a session as this process has seen it last, without its lease: one round trip in all.
+
+        It neither waits nor makes others wait. Inside a turn on the same session it joins it, as `open` does.
+
+        Raises:
+            SessionConflictError: The session has changed since, this process does not know it, or another turn holds
+                it. Nothing is stored; do the same again in `open`.
+            SessionNotFoundError: It is gone.
+        """
+        key = self._key(session_id)
+        joined = joined_session(self.store, key)
+        if joined is not None:
+            yield joined
+            return
+        image = self._cache.get(key)
+        if image.row is None:
+            raise SessionConflictError(f"session {session_id!r} is not known here; open it")
+        with observed_turn(key) as observation:
+            turn = self._turn(key, image, None, "turn")
+            turn.traffic = observation.traffic
+            try:
+                async with self._running(turn, session_id, leased=False) as opened:
+                    yield opened
+            except CommitUnknownError as error:
+                if turn.traffic.round_trips > 1:
+                    raise
+                # It was sent once, and refused: what was seen last is too long ago for the store to remember.
+                raise SessionConflictError(f"session {session_id!r} has changed; open it") from error
 
     def joined(self, session: str | Session) -> Session | None:
         """The session of the turn on this session that the calling code is part of already, or None."""
@@ -399,7 +432,7 @@ class SessionManager(Lifecycle):
         return wait_s
 
     @asynccontextmanager
-    async def _running(self, turn: Turn, given: str | Session) -> AsyncIterator[Session]:
+    async def _running(self, turn: Turn, given: str | Session, *, leased: bool = True) -> AsyncIterator[Session]:
         """The turn as the current one of this context: committed at the end, or discarded."""
         session = Session._of(turn)
         try:
@@ -416,7 +449,7 @@ class SessionManager(Lifecycle):
             await self._tell_committed(turn, made)
         except BaseException:
             if not turn.is_stored:
-                await uncancelled(self._discard(turn))
+                await uncancelled(self._discard(turn) if leased else turn.discard())
                 self._listeners.tell("turn_discarded", turn.key, user_id=turn.belongs_to)
             raise
         finally:

@@ -17,7 +17,7 @@ from datetime import timedelta
 from functools import lru_cache
 from importlib.metadata import entry_points
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeAlias
+from typing import Annotated, Any, Literal, Self, TypeAlias
 from urllib.parse import SplitResult, parse_qsl, unquote, urlsplit
 
 from pydantic import (
@@ -75,6 +75,24 @@ def _number(value: object) -> object:
     return value
 
 
+def _node(text: str) -> tuple[str, int | None]:
+    parts = urlsplit(f"//{text.strip()}")
+    if not parts.hostname or parts.port == 0 or "@" in parts.netloc or parts.path or parts.query or parts.fragment:
+        raise ValueError
+    return parts.hostname, parts.port
+
+
+def _nodes(given: object) -> object:
+    nodes = [node for node in given.split(",") if node.strip()] if isinstance(given, str) else given
+    if not isinstance(nodes, list | tuple):
+        return given
+    try:
+        return tuple(_node(node) if isinstance(node, str) else node for node in nodes)
+    except ValueError:  # its message would quote the node
+        raise ValueError("nodes are written as host:port,host:port") from None
+
+
+Nodes: TypeAlias = Annotated[tuple[tuple[str, int | None], ...], NoDecode, BeforeValidator(_nodes)]
 Count: TypeAlias = Annotated[int, BeforeValidator(_number), Field(ge=0)]
 TtlSeconds: TypeAlias = Annotated[int, BeforeValidator(_number), Field(ge=0, le=_A_CENTURY_S)]
 Seconds: TypeAlias = Annotated[float, BeforeValidator(_number), Field(allow_inf_nan=False)]
@@ -100,6 +118,10 @@ class SQLiteSettings(_Section):
 
     path: Path = Path("agent-sessions.db")
     """The file, which is made if it is not there, for its owner alone. Relative to the working directory."""
+
+    synchronous: Literal["full", "normal"] = "full"
+    """When a commit counts as stored: `full` when it is on the disk, so that it outlives a crash of the machine,
+    `normal` when the system has it, so that it outlives a crash of the process."""
 
 
 class DynamoDBSettings(_Section):
@@ -152,6 +174,23 @@ class EncryptionSettings(_Section):
         return keys
 
 
+class SentinelSettings(_Section):
+    """Redis Sentinel: the sentinels name the server, and another one when it fails."""
+
+    nodes: Nodes = ()
+    """The sentinels, as `host:port,host:port`; without a port it is 26379. Empty: there are none. With sentinels, host
+    and port of the URL don't matter; its user, password and database, and whether it uses TLS, do."""
+
+    service_name: str = Field("mymaster", pattern=r"^\S{1,128}$")
+    """What the sentinels call the service: 1 to 128 characters without white space."""
+
+    username: str | None = None
+    """The user at the sentinels, which have users of their own."""
+
+    password: SecretStr | None = None
+    """The password at the sentinels. Never shown."""
+
+
 class RedisSettings(_Section):
     """Redis or Valkey, for `AK_SESSION__TYPE` `redis` and `valkey`.
 
@@ -175,6 +214,57 @@ class RedisSettings(_Section):
     ttl: TtlSeconds | None = None
     """Seconds, 0 to a century (0 = kept for ever), in place of `AK_SESSION__TTL` where the store is `redis` or
     `valkey`."""
+
+    cluster: bool = False
+    """Whether the URL is a node of a Redis Cluster. The other nodes are found by it."""
+
+    startup_nodes: Nodes = ()
+    """More nodes to find the cluster by when that of the URL is down, as `host:port,host:port`; without a port it is
+    6379."""
+
+    sentinel: SentinelSettings = Field(default_factory=SentinelSettings)
+    """Redis Sentinel."""
+
+    ssl_ca_certs: Path | None = None
+    """A file with the certificates of the authorities that the server's certificate may come from. None: those that
+    the system trusts."""
+
+    ssl_certfile: Path | None = None
+    """A file with the client's certificate, for a server that asks for one."""
+
+    ssl_keyfile: Path | None = None
+    """The file with the key of the client's certificate, if it is not in the same file."""
+
+    ssl_check_hostname: bool = True
+    """Whether the server's certificate must name the host that was asked for. On a cluster or with sentinels that is
+    what the nodes announce, usually an IP address."""
+
+    wait_replicas: Count = Field(0, le=100)
+    """A commit counts as stored only when so many replicas have it: 0 to 100. One that they don't get in time is sent
+    again for as long as the lease lasts, and then reported with `COMMIT_UNKNOWN`."""
+
+    wait_timeout_s: Annotated[Seconds, Field(ge=0.001, le=60)] = 1.0
+    """Seconds to wait for the replicas each time: 0.001 to 60."""
+
+    @model_validator(mode="after")
+    def _refuse_what_would_be_ignored(self) -> Self:
+        encrypted = self.url.startswith("rediss://")
+        problem = None
+        if self.cluster and self.sentinel.nodes:
+            problem = "a cluster has no sentinels: use AK_SESSION__REDIS__CLUSTER or AK_SESSION__REDIS__SENTINEL__NODES"
+        elif self.cluster and self.url.startswith("unix://"):
+            problem = "the nodes of a cluster are reached by host and port, not by a socket"
+        elif self.cluster and urlsplit(self.url).path not in ("", "/", "/0"):
+            problem = "a cluster has database 0 only"
+        elif self.startup_nodes and not self.cluster:
+            problem = "AK_SESSION__REDIS__STARTUP_NODES is for a cluster: set AK_SESSION__REDIS__CLUSTER=true"
+        elif not encrypted and (self.ssl_ca_certs or self.ssl_certfile or self.ssl_keyfile):
+            problem = "certificates are for TLS: the URL must start with rediss://, or set AK_SESSION__REDIS__SSL=true"
+        elif self.ssl_keyfile and not self.ssl_certfile:
+            problem = "AK_SESSION__REDIS__SSL_KEYFILE is the key of AK_SESSION__REDIS__SSL_CERTFILE, which is not set"
+        if problem is not None:
+            raise ValueError(problem)
+        return self
 
     @model_validator(mode="before")
     @classmethod
@@ -489,10 +579,10 @@ def _nearest(name: str, names: Iterable[str], prefix: str = "") -> str:
 def _wrong_value(error: ValidationError, environment: Mapping[str, Any], file: Path) -> InvalidError:
     """The first wrong value: where it was set, what was expected, and the value itself if it can't be a secret."""
     first = error.errors(include_url=False, include_context=False)[0]
-    path = tuple(str(part) for part in first["loc"])
+    path = tuple(part for part in first["loc"] if isinstance(part, str))  # without the place in a list
     variable = next((known for known in Settings.variables().values() if known.path == path), None)
-    from_environment = variable is not None and _has(environment, path)
-    name = variable.name if variable and from_environment else _key(path)
+    from_environment = _has(environment, path)
+    name = PREFIX + "__".join(path).upper() if from_environment else _key(path)
     given = str(first["input"])
     shown = "" if variable is None or variable.secret or "@" in given or "://" in given else f" ({given!r:.60})"
     message = first["msg"].removeprefix("Value error, ")

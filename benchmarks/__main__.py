@@ -1,4 +1,4 @@
-"""Run all comparisons: python -m benchmarks [conversation] [langgraph] [overhead]. About three minutes."""
+"""Run all comparisons: python -m benchmarks [conversation] [langgraph] [sqlite] [overhead]. About four minutes."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import sys
 
 from .servers import redis_server
 
-BLOCKS = ("conversation", "langgraph", "overhead")
+BLOCKS = ("conversation", "langgraph", "sqlite", "overhead")
 
 
 async def main(blocks: list[str]) -> None:
@@ -22,6 +22,10 @@ async def main(blocks: list[str]) -> None:
             from . import langgraph_turns
 
             await langgraph_turns.run(url)
+    if "sqlite" in blocks:
+        from . import sqlite_turns
+
+        await sqlite_turns.run()
     if "overhead" in blocks:
         from . import overhead
 

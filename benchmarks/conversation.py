@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import secrets
 import tempfile
 import time
 from collections.abc import Awaitable, Callable
@@ -16,6 +17,7 @@ from agents.extensions.memory import RedisSession
 
 from agent_sessions import SessionManager, Settings
 from agent_sessions.settings import CacheSettings
+from agent_sessions.stores.encryption import EncryptedStore, Keyring
 from agent_sessions.stores.redis import RedisStore
 from agent_sessions_openai import OpenAISession
 
@@ -74,7 +76,10 @@ async def run(url: str) -> None:
     bare_client = redis.asyncio.Redis.from_url(url)
     with tempfile.TemporaryDirectory() as folder:
         warm, alone = SessionManager(store), SessionManager(store)
-        cold = SessionManager(store, settings=Settings(cache=CacheSettings(size=0)))
+        no_cache = Settings(cache=CacheSettings(size=0))
+        cold = SessionManager(store, settings=no_cache)
+        encrypted = EncryptedStore(store, Keyring([secrets.token_urlsafe(32)]))
+        sealed, sealed_cold = SessionManager(encrypted), SessionManager(encrypted, settings=no_cache)
         rivals = {
             "bare": Rival("bare redis-py, LRANGE + MULTI RPUSH", lambda name: bare_turn(bare_client, name)),
             "peer": Rival("openai-agents RedisSession", lambda name: session_turn(redis_session(name, url))),
@@ -86,6 +91,11 @@ async def run(url: str) -> None:
             "cold": Rival(
                 "agent-sessions, cold: no cache",
                 lambda name: our_turn(cold, f"cold-{name}"),
+            ),
+            "sealed": Rival("agent-sessions, encrypted", lambda name: our_turn(sealed, f"sealed-{name}")),
+            "sealed cold": Rival(
+                "agent-sessions, encrypted, cold: no cache",
+                lambda name: our_turn(sealed_cold, f"sealed-cold-{name}"),
             ),
             "sqlite": Rival(
                 "openai-agents SQLiteSession, for scale",

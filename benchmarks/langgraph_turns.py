@@ -20,7 +20,7 @@ from agent_sessions_langgraph import SessionSaver
 
 from .measure import Rival, Server, compare, table
 
-MARKS = [10, 50, 200]
+MARKS = [10, 50, 200, 500]
 
 
 def graph(saver: Any) -> Any:

@@ -5,17 +5,17 @@ from __future__ import annotations
 import importlib.util
 import os
 import shutil
-import signal
-import socket
-import subprocess
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import NoReturn
 
 import pytest
 
-START_S = 10.0
+from tests.dynamodb import aws_credentials as aws_credentials
+from tests.dynamodb import dynamodb as dynamodb
+from tests.dynamodb import dynamodb_port as dynamodb_port
+from tests.redis_cluster import RedisCluster
+from tests.redis_server import RedisServer as RedisServer
 
 
 def missing(what: str, remedy: str) -> NoReturn:
@@ -24,67 +24,6 @@ def missing(what: str, remedy: str) -> NoReturn:
     if os.environ.get("AGENT_SESSIONS_REQUIRE_COMPONENTS") == "1":
         pytest.fail(line)
     pytest.skip(line)
-
-
-class RedisServer:
-    """A real redis-server on a free loopback port. It keeps its port when it is started again."""
-
-    def __init__(self, folder: Path, *options: str) -> None:
-        self.port = _free_port()
-        self._folder = folder
-        self._options = options
-        self._process: subprocess.Popen[bytes] | None = None
-
-    @property
-    def url(self) -> str:
-        return f"redis://127.0.0.1:{self.port}/0"
-
-    def start(self) -> None:
-        """Start it, and return when it answers."""
-        command = ["redis-server", "--bind", "127.0.0.1", "--port", str(self.port), "--dir", str(self._folder)]
-        command += ["--save", "", "--appendonly", "no", "--enable-debug-command", "yes", *self._options]
-        with (self._folder / "log").open("ab") as log:
-            self._process = subprocess.Popen(command, stdout=log, stderr=log)
-        deadline = time.monotonic() + START_S
-        while True:
-            try:
-                if self.command("PING"):
-                    return
-            except OSError:
-                pass
-            if self._process.poll() is not None or time.monotonic() > deadline:
-                self.kill()
-                pytest.fail(f"redis-server did not start: {(self._folder / 'log').read_text()[-2000:]}")
-            time.sleep(0.02)
-
-    def kill(self) -> None:
-        """Stop it the hard way. What it stored is lost."""
-        if self._process is not None:
-            self._process.kill()
-            self._process.wait()
-            self._process = None
-
-    def freeze(self) -> None:
-        """It accepts connections, and does not answer."""
-        assert self._process is not None
-        self._process.send_signal(signal.SIGSTOP)
-
-    def thaw(self) -> None:
-        """It answers again."""
-        assert self._process is not None
-        self._process.send_signal(signal.SIGCONT)
-
-    def command(self, *words: str | bytes | int) -> Any:
-        """Send a command beside the client under test."""
-        import redis
-        from redis.backoff import NoBackoff
-        from redis.retry import Retry
-
-        with redis.Redis(port=self.port, protocol=2, retry=Retry(NoBackoff(), 0), socket_timeout=30) as client:
-            try:
-                return client.execute_command(*words)
-            except redis.ConnectionError as error:
-                raise OSError("no answer") from error
 
 
 @pytest.fixture(scope="session")
@@ -123,18 +62,37 @@ def start_redis(tmp_path: Path) -> Iterator[Callable[..., RedisServer]]:
         server.kill()
 
 
+@pytest.fixture(scope="session")
+def redis_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisCluster]:
+    """The three-node cluster that all tests share which do it no harm."""
+    _need_redis()
+    cluster = RedisCluster(tmp_path_factory.mktemp("cluster"))
+    cluster.start()
+    yield cluster
+    cluster.stop()
+
+
+@pytest.fixture
+def start_cluster(tmp_path: Path) -> Iterator[Callable[..., RedisCluster]]:
+    """Start a cluster for this test alone."""
+    _need_redis()
+    clusters: list[RedisCluster] = []
+
+    def start(*options: str, masters: int = 3, replicas: int = 1) -> RedisCluster:
+        folder = tmp_path / f"cluster{len(clusters)}"
+        folder.mkdir()
+        cluster = RedisCluster(folder, *options, masters=masters, replicas=replicas)
+        clusters.append(cluster)
+        cluster.start()
+        return cluster
+
+    yield start
+    for cluster in clusters:
+        cluster.stop()
+
+
 def _need_redis() -> None:
     if importlib.util.find_spec("redis") is None:
         missing("the Python package redis", "pip install 'redis[hiredis]'")
     if shutil.which("redis-server") is None:
         missing("redis-server", "apt-get install redis-server")
-
-
-def _free_port() -> int:
-    """A free port, low enough that a cluster node can have its second one, which is 10,000 higher."""
-    while True:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = int(probe.getsockname()[1])
-        if port <= 55_535:
-            return port

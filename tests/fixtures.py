@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable
+from pathlib import Path
 from typing import Any, Protocol
 
 import pytest
@@ -10,6 +11,7 @@ import pytest
 from agent_sessions import MemoryStore, SessionManager, Settings
 from agent_sessions.settings import TurnSettings
 from agent_sessions.stores.base import Store
+from agent_sessions.stores.sqlite import SQLiteStore
 from agent_sessions.testing import FakeClock
 
 Wrap = Callable[[Store], Any]
@@ -21,8 +23,8 @@ class MakeManager(Protocol):
     def __call__(self, wrap: Wrap | None = None, *, clock: FakeClock | None = None, **turn: Any) -> SessionManager: ...
 
 
-@pytest.fixture(params=["memory", "redis"])
-async def make_manager(request: pytest.FixtureRequest) -> AsyncIterator[MakeManager]:
+@pytest.fixture(params=["memory", "sqlite", "redis"])
+async def make_manager(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[MakeManager]:
     """Make managers over one backend. `wrap` puts something before its store; the rest are settings of turns."""
     stores: list[Store] = []
 
@@ -31,6 +33,9 @@ async def make_manager(request: pytest.FixtureRequest) -> AsyncIterator[MakeMana
             if not stores:
                 stores.append(MemoryStore(clock))
             return stores[0]
+        if request.param == "sqlite":
+            stores.append(SQLiteStore(tmp_path / "sessions.db", clock=clock))
+            return stores[-1]
         from agent_sessions.stores.redis import RedisStore
 
         stores.append(RedisStore.from_url(request.getfixturevalue("redis_url"), clock=clock))

@@ -393,6 +393,58 @@ def test_the_ttl_of_the_store_in_use_wins(settings: Settings, ttl: timedelta | N
     assert settings.session_ttl == ttl
 
 
+@pytest.mark.parametrize(
+    ("nodes", "read"),
+    [
+        ("a:1,b:2", (("a", 1), ("b", 2))),
+        (" a , [::1]:7000 ,", (("a", None), ("::1", 7000))),
+        ("10.0.0.1", (("10.0.0.1", None),)),
+    ],
+)
+def test_nodes_are_written_with_commas(
+    environment: Environment, nodes: str, read: tuple[tuple[str, int | None], ...]
+) -> None:
+    environment(AK_SESSION__REDIS__CLUSTER="true", AK_SESSION__REDIS__STARTUP_NODES=nodes)
+
+    assert Settings.load().redis.startup_nodes == read
+
+
+def test_nodes_are_a_list_in_the_file() -> None:
+    config_file("session: {redis: {sentinel: {nodes: ['a:1', b], service_name: sessions, password: hunter2}}}")
+
+    sentinel = Settings.load().redis.sentinel
+    assert (sentinel.nodes, sentinel.service_name) == ((("a", 1), ("b", None)), "sessions")
+    assert "hunter2" not in repr(sentinel)
+
+
+@pytest.mark.parametrize("nodes", ["a:x", "a:0", "redis://a:1", "u:p@a", "a:1/0"])
+def test_what_is_no_node_is_refused(environment: Environment, nodes: str) -> None:
+    environment(AK_SESSION__REDIS__SENTINEL__NODES=nodes)
+
+    assert refused().field == "AK_SESSION__REDIS__SENTINEL__NODES"
+
+
+@pytest.mark.parametrize(
+    ("variables", "problem"),
+    [
+        ({"CLUSTER": "true", "SENTINEL__NODES": "a"}, "a cluster has no sentinels"),
+        ({"CLUSTER": "true", "URL": "redis://a/3"}, "database 0 only"),
+        ({"CLUSTER": "true", "URL": "unix:///run/redis.sock"}, "not by a socket"),
+        ({"STARTUP_NODES": "a:1"}, "AK_SESSION__REDIS__CLUSTER=true"),
+        ({"SSL_CA_CERTS": "ca.pem"}, "the URL must start with rediss://"),
+        ({"SSL": "true", "SSL_KEYFILE": "key.pem"}, "AK_SESSION__REDIS__SSL_CERTFILE"),
+    ],
+)
+def test_settings_of_redis_that_contradict_each_other_are_refused(
+    environment: Environment, variables: dict[str, str], problem: str
+) -> None:
+    environment(**{f"AK_SESSION__REDIS__{name}": value for name, value in variables.items()})
+
+    error = refused()
+    assert problem in str(error)
+    assert error.field == "AK_SESSION__REDIS"
+
+
 def test_settings_are_frozen() -> None:
     with pytest.raises(ValidationError):
         Settings().ttl = 1  # type: ignore[misc]
@@ -408,6 +460,7 @@ def test_every_variable_tells_what_it_does() -> None:
     assert {name for name, variable in variables.items() if variable.secret} == {
         "AK_SESSION__REDIS__URL",
         "AK_SESSION__REDIS__PASSWORD",
+        "AK_SESSION__REDIS__SENTINEL__PASSWORD",
         "AK_SESSION__ENCRYPTION__KEYS",
     }
     assert all(variable.description for variable in variables.values())

@@ -3,39 +3,35 @@
 from __future__ import annotations
 
 import random
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
-from contextlib import asynccontextmanager, contextmanager
-from typing import Any, NamedTuple, TypeVar, cast
+from contextlib import asynccontextmanager, contextmanager, suppress
+from typing import Any, TypeVar
 
 from langchain_core.runnables import RunnableConfig
 from langgraph.checkpoint.base import (
-    WRITES_IDX_MAP,
     BaseCheckpointSaver,
     ChannelVersions,
     Checkpoint,
     CheckpointMetadata,
     CheckpointTuple,
-    get_checkpoint_metadata,
+    DeltaChannelHistory,
 )
 from langgraph.checkpoint.serde.base import SerializerProtocol
 
 from agent_sessions import Session, SessionManager, SyncSession, SyncSessionManager
 from agent_sessions.background import call
-from agent_sessions.errors import InvalidError, SessionConflictError, SessionNotFoundError
+from agent_sessions.errors import InvalidError, SessionNotFoundError
 
+from . import upkeep
+from .access import Access
+from .coding import Coder, config_of, origin_of
+from .places import Listing, Place
 from .serde import StrictSerializer
-from .thread import NewCheckpoint, Origin, Stored, Thread, Write, clear
+from .thread import NewCheckpoint, Stored, Thread, Write
 
 T = TypeVar("T")
 Work = Callable[[Thread], Awaitable[T]]
-
-_PAST = "__agent_sessions_past"
-"""In a `configurable`: the checkpoint that the caller named, and that the thread had moved on from. LangGraph carries
-it from `get_tuple` to `put`. Keys that begin so are kept out of metadata."""
-
-_READ_ATTEMPTS = 5
-_PAGE = 20
 
 
 class SessionSaver(BaseCheckpointSaver[str]):
@@ -65,8 +61,9 @@ class SessionSaver(BaseCheckpointSaver[str]):
         serde: SerializerProtocol | None = None,
     ) -> None:
         super().__init__(serde=serde or StrictSerializer(allowed_types))
-        self._manager = manager
+        self._access = Access(manager)
         self._thread = thread
+        self._allowing: dict[frozenset[Any], BaseCheckpointSaver[str]] = {}
 
     @asynccontextmanager
     async def turn(self, thread_id: str, *, wait_s: float | None = None) -> AsyncIterator[Session]:
@@ -74,13 +71,13 @@ class SessionSaver(BaseCheckpointSaver[str]):
 
         Arguments and errors as of `SessionManager.open`.
         """
-        async with self._managing().open(str(thread_id), wait_s=wait_s) as session:
+        async with self._access.manager.open(str(thread_id), wait_s=wait_s) as session:
             yield session
 
     @contextmanager
     def turn_sync(self, thread_id: str, *, wait_s: float | None = None) -> Iterator[SyncSession]:
         """`turn`, blocking."""
-        with SyncSessionManager(manager=self._managing()).open(str(thread_id), wait_s=wait_s) as session:
+        with SyncSessionManager(manager=self._access.manager).open(str(thread_id), wait_s=wait_s) as session:
             yield session
 
     def get_next_version(self, current: str | int | float | None, channel: None) -> str:
@@ -88,13 +85,25 @@ class SessionSaver(BaseCheckpointSaver[str]):
         number = 0 if current is None else int(str(current).partition(".")[0])
         return f"{number + 1:032}.{random.random():016}"
 
+    def with_allowlist(self, extra_allowlist: Collection[tuple[str, ...]]) -> BaseCheckpointSaver[str]:
+        """A saver of the same sessions that allows these types too; for the same types the same one.
+
+        What a process knows of lists, it knows by the serializer.
+        """
+        extra = frozenset(extra_allowlist)
+        if extra not in self._allowing:
+            allowing = super().with_allowlist(extra)
+            if isinstance(allowing, SessionSaver) and allowing is not self:
+                allowing._allowing = {}
+            self._allowing[extra] = allowing
+        return self._allowing[extra]
+
     # ------------------------------------------------------------------------------------------------ async
 
     async def aget_tuple(self, config: RunnableConfig) -> CheckpointTuple | None:
         """The checkpoint that the config names, or the latest one of its thread."""
-        place = _Place.of(config)
-        stored = await self._reading(place, _loading(place, config))
-        return None if stored is None else self._decoded(place, stored)
+        place = Place.of(config)
+        return self._found(place, await self._reading(place, _loading(place, config)))
 
     async def alist(
         self,
@@ -104,14 +113,19 @@ class SessionSaver(BaseCheckpointSaver[str]):
         before: RunnableConfig | None = None,
         limit: int | None = None,
     ) -> AsyncIterator[CheckpointTuple]:
-        """The checkpoints of a thread, the latest first; those whose metadata has all that the filter says."""
-        listing = _Listing.of(config, filter, before, limit)
-        for ns in await self._reading(listing.place, listing.namespaces):
-            listing.start(ns)
-            while listing.goes_on:
-                for stored in await self._reading(listing.place, listing.page):
-                    if (found := self._matching(listing, stored)) is not None:
-                        yield found
+        """The checkpoints of a thread, the latest first; those whose metadata has all that the filter says.
+
+        Without a config, of all threads of the tenant, one after another.
+        """
+        listing = Listing.of(config, filter, before, limit)
+        for session_id in [listing.place.session_id] if config else await self._access.ids():
+            listing.enter(session_id)
+            for ns in await self._reading(listing.place, listing.namespaces):
+                listing.start(ns)
+                while listing.goes_on:
+                    for stored in await self._reading(listing.place, listing.page):
+                        if (found := self._matching(listing, stored)) is not None:
+                            yield found
 
     async def aput(
         self,
@@ -125,32 +139,83 @@ class SessionSaver(BaseCheckpointSaver[str]):
         Raises:
             SessionConflictError: Another run has moved the thread on.
         """
-        place = _Place.of(config)
-        await self._writing(place, _putting(config, self._encoded(place, config, checkpoint, metadata, new_versions)))
-        return _config(place.session_id, place.ns, checkpoint["id"])
+        place = Place.of(config)
+        new = self._coder(place).encoded(place, config, checkpoint, metadata, new_versions)
+        await self._writing(place, _putting(config, new))
+        return config_of(place.session_id, place.ns, checkpoint["id"])
 
     async def aput_writes(
         self, config: RunnableConfig, writes: Sequence[tuple[str, Any]], task_id: str, task_path: str = ""
     ) -> None:
         """Store what a task has written to a checkpoint."""
-        place = _Place.of(config)
-        await self._writing(place, _adding(place, self._encoded_writes(writes, task_id, task_path), task_id, task_path))
+        place = Place.of(config)
+        encoded = self._coder(place).encoded_writes(writes, task_id, task_path)
+        await self._writing(place, _adding(place, encoded, task_id, task_path))
+
+    async def aget_delta_channel_history(
+        self, *, config: RunnableConfig, channels: Sequence[str]
+    ) -> Mapping[str, DeltaChannelHistory]:
+        """What delta channels are rebuilt from: the last stored value above a checkpoint, and the writes since."""
+        place = Place.of(config)
+        return self._coder(place).history(await self._reading(place, _tracing(place, channels)), channels)
 
     async def adelete_thread(self, thread_id: str) -> None:
         """Delete all state of LangGraph in the session, of all graphs. The session itself stays."""
-        try:
-            async with self._managing().open(str(thread_id), create=False) as session:
-                await clear(session)
-        except SessionNotFoundError:
-            return
+        await self._changing(thread_id, upkeep.clear)
+
+    async def adelete_for_runs(self, run_ids: Sequence[str]) -> None:
+        """Delete the checkpoints of these runs, in all sessions of the tenant; it reads each of them.
+
+        A run's id is the `run_id` in the metadata of its config.
+        """
+        wanted = {str(run_id) for run_id in run_ids}
+
+        async def has_runs(session: Session, _: bool) -> bool:
+            return await upkeep.has_runs(session, wanted)
+
+        for session_id in await self._access.ids() if wanted else ():
+            if await self._access.read(session_id, has_runs):
+                await self._changing(session_id, lambda session: upkeep.delete_runs(session, wanted))
+
+    async def acopy_thread(self, source_thread_id: str, target_thread_id: str) -> None:
+        """Copy all state of LangGraph from one session to another, which keeps what it has.
+
+        A large state is stored in several turns. If that is broken off, repeat it: what is there already is stored as
+        it was.
+        """
+
+        async def reading(session: Session, _: bool) -> upkeep.Copy:
+            return await upkeep.copied(session)
+
+        copy = await self._access.read(str(source_thread_id), reading)
+        for place, entries in enumerate(copy.batches):
+            if entries:
+                is_last = place == len(copy.batches) - 1
+                await self._access.write(str(target_thread_id), _pasting(copy, entries, is_last=is_last))
+
+    async def aprune(self, thread_ids: Sequence[str], *, strategy: str = "keep_latest") -> None:
+        """Delete checkpoints of threads.
+
+        Args:
+            thread_ids: The threads.
+            strategy: `keep_latest`: all but the latest one of each graph and subgraph, and those that its delta
+                channels are rebuilt from. `delete`: all.
+        """
+        if strategy not in ("keep_latest", "delete"):
+            raise InvalidError("STRATEGY", 'the strategy is "keep_latest" or "delete"', field="strategy")
+
+        async def prune(session: Session) -> None:
+            await upkeep.prune(session, self.serde.loads_typed)
+
+        for thread_id in thread_ids:
+            await self._changing(thread_id, prune if strategy == "keep_latest" else upkeep.clear)
 
     # ------------------------------------------------------------------------------------------------ sync
 
     def get_tuple(self, config: RunnableConfig) -> CheckpointTuple | None:
         """`aget_tuple`, blocking."""
-        place = _Place.of(config)
-        stored = call(self._reading, place, _loading(place, config))
-        return None if stored is None else self._decoded(place, stored)
+        place = Place.of(config)
+        return self._found(place, call(self._reading, place, _loading(place, config)))
 
     def list(
         self,
@@ -161,13 +226,15 @@ class SessionSaver(BaseCheckpointSaver[str]):
         limit: int | None = None,
     ) -> Iterator[CheckpointTuple]:
         """`alist`, blocking."""
-        listing = _Listing.of(config, filter, before, limit)
-        for ns in call(self._reading, listing.place, listing.namespaces):
-            listing.start(ns)
-            while listing.goes_on:
-                for stored in call(self._reading, listing.place, listing.page):
-                    if (found := self._matching(listing, stored)) is not None:
-                        yield found
+        listing = Listing.of(config, filter, before, limit)
+        for session_id in [listing.place.session_id] if config else call(self._access.ids):
+            listing.enter(session_id)
+            for ns in call(self._reading, listing.place, listing.namespaces):
+                listing.start(ns)
+                while listing.goes_on:
+                    for stored in call(self._reading, listing.place, listing.page):
+                        if (found := self._matching(listing, stored)) is not None:
+                            yield found
 
     def put(
         self,
@@ -177,107 +244,80 @@ class SessionSaver(BaseCheckpointSaver[str]):
         new_versions: ChannelVersions,
     ) -> RunnableConfig:
         """`aput`, blocking."""
-        place = _Place.of(config)
-        new = self._encoded(place, config, checkpoint, metadata, new_versions)
+        place = Place.of(config)
+        new = self._coder(place).encoded(place, config, checkpoint, metadata, new_versions)
         call(self._writing, place, _putting(config, new))
-        return _config(place.session_id, place.ns, checkpoint["id"])
+        return config_of(place.session_id, place.ns, checkpoint["id"])
 
     def put_writes(
         self, config: RunnableConfig, writes: Sequence[tuple[str, Any]], task_id: str, task_path: str = ""
     ) -> None:
         """`aput_writes`, blocking."""
-        place = _Place.of(config)
-        encoded = self._encoded_writes(writes, task_id, task_path)
+        place = Place.of(config)
+        encoded = self._coder(place).encoded_writes(writes, task_id, task_path)
         call(self._writing, place, _adding(place, encoded, task_id, task_path))
+
+    def get_delta_channel_history(
+        self, *, config: RunnableConfig, channels: Sequence[str]
+    ) -> Mapping[str, DeltaChannelHistory]:
+        """`aget_delta_channel_history`, blocking."""
+        place = Place.of(config)
+        return self._coder(place).history(call(self._reading, place, _tracing(place, channels)), channels)
 
     def delete_thread(self, thread_id: str) -> None:
         """`adelete_thread`, blocking."""
         call(self.adelete_thread, thread_id)
 
-    # ------------------------------------------------------------------------------------------------ sessions
+    def delete_for_runs(self, run_ids: Sequence[str]) -> None:
+        """`adelete_for_runs`, blocking."""
+        call(self.adelete_for_runs, run_ids)
 
-    def _managing(self) -> SessionManager:
-        if self._manager is None:
-            self._manager = SessionManager.from_env()
-        return self._manager
+    def copy_thread(self, source_thread_id: str, target_thread_id: str) -> None:
+        """`acopy_thread`, blocking."""
+        call(self.acopy_thread, source_thread_id, target_thread_id)
 
-    def _joined(self, session_id: str) -> Session | None:
-        """The session, if this is inside a turn on it."""
-        return self._managing().joined(session_id)
+    def prune(self, thread_ids: Sequence[str], *, strategy: str = "keep_latest") -> None:
+        """`aprune`, blocking."""
 
-    async def _reading(self, place: _Place, work: Work[T]) -> T:
-        session = self._joined(place.session_id)
-        if session is not None:
-            return await work(Thread(session, self._thread))
-        for _ in range(_READ_ATTEMPTS):
-            try:
-                async with self._managing().read(place.session_id) as snapshot:
-                    return await work(Thread(snapshot, self._thread, alone=True))
-            except SessionConflictError:
-                continue  # another run has stored something between two reads
-        async with self._managing().open(place.session_id) as session:
-            return await work(Thread(session, self._thread, alone=True))
+        async def prune() -> None:
+            await self.aprune(thread_ids, strategy=strategy)
 
-    async def _writing(self, place: _Place, work: Work[None]) -> None:
-        session = self._joined(place.session_id)
-        if session is not None:
-            await work(Thread(session, self._thread))
-            return
-        async with self._managing().open(place.session_id) as session:
-            await work(Thread(session, self._thread, alone=True))
+        call(prune)
 
-    # ------------------------------------------------------------------------------------------------ bytes
+    # ------------------------------------------------------------------------------------------------ inside
 
-    def _encoded(
-        self,
-        place: _Place,
-        config: RunnableConfig,
-        checkpoint: Checkpoint,
-        metadata: CheckpointMetadata,
-        new_versions: ChannelVersions,
-    ) -> NewCheckpoint:
-        values = checkpoint["channel_values"]
-        bare = {name: value for name, value in checkpoint.items() if name != "channel_values"}
-        return NewCheckpoint(
-            ns=place.ns,
-            id=checkpoint["id"],
-            parent=place.checkpoint_id,
-            checkpoint=self.serde.dumps_typed(bare),
-            metadata=self.serde.dumps_typed(get_checkpoint_metadata(config, metadata)),
-            versions=checkpoint["channel_versions"],
-            changed=new_versions.keys(),
-            filled=values.keys(),
-            blobs={name: self.serde.dumps_typed(values[name]) for name in new_versions if name in values},
-        )
+    def _coder(self, place: Place) -> Coder:
+        return Coder(self.serde, self._access.key(place.session_id), self._thread)
 
-    def _encoded_writes(self, writes: Sequence[tuple[str, Any]], task_id: str, task_path: str) -> Sequence[Write]:
-        return [
-            Write(task_path, task_id, WRITES_IDX_MAP.get(channel, place), channel, self.serde.dumps_typed(value))
-            for place, (channel, value) in enumerate(writes)
-        ]
+    async def _reading(self, place: Place, work: Work[T]) -> T:
+        lists = self._coder(place).lists
 
-    def _decoded(self, place: _Place, stored: Stored, metadata: Any = None) -> CheckpointTuple:
-        loads = self.serde.loads_typed
-        config = _config(place.session_id, stored.ns, stored.id)
-        if place.checkpoint_id is not None and not stored.is_latest:
-            config["configurable"][_PAST] = stored.id
-        return CheckpointTuple(
-            config=config,
-            checkpoint=cast(
-                Checkpoint,
-                {
-                    **loads(stored.checkpoint),
-                    "channel_values": {channel: loads(pair) for channel, pair in stored.blobs.items()},
-                },
-            ),
-            metadata=loads(stored.metadata) if metadata is None else metadata,
-            parent_config=_config(place.session_id, stored.ns, stored.parent) if stored.parent else None,
-            pending_writes=[(write.task_id, write.channel, loads(write.value)) for write in stored.writes],
-        )
+        async def read(session: Session, alone: bool) -> T:
+            return await work(Thread(session, self._thread, lists, alone=alone))
 
-    def _matching(self, listing: _Listing, stored: Stored) -> CheckpointTuple | None:
-        metadata = self.serde.loads_typed(stored.metadata)
-        return self._decoded(listing.place, stored, metadata) if listing.takes(metadata) else None
+        return await self._access.read(place.session_id, read)
+
+    async def _writing(self, place: Place, work: Work[None]) -> None:
+        lists = self._coder(place).lists
+
+        async def write(session: Session, alone: bool) -> None:
+            await work(Thread(session, self._thread, lists, alone=alone))
+
+        await self._access.write(place.session_id, write)
+
+    async def _changing(self, thread_id: str, change: Callable[[Session], Awaitable[None]]) -> None:
+        """Change the state of LangGraph in a session as a whole, if there is such a session."""
+        with suppress(SessionNotFoundError):
+            async with self._access.manager.open(str(thread_id), create=False) as session:
+                await change(session)
+
+    def _found(self, place: Place, stored: Stored | None) -> CheckpointTuple | None:
+        return None if stored is None else self._coder(place).gone_on_with(place, stored)
+
+    def _matching(self, listing: Listing, stored: Stored) -> CheckpointTuple | None:
+        coder = self._coder(listing.place)
+        metadata = coder.metadata(stored)
+        return coder.decoded(listing.place, stored, metadata) if listing.takes(metadata) else None
 
 
 class TurnSaver(SessionSaver):
@@ -285,100 +325,24 @@ class TurnSaver(SessionSaver):
 
     def __init__(self, session: Session, thread: str, serde: SerializerProtocol, nodes: AbstractSet[str]) -> None:
         super().__init__(thread=thread, serde=serde)
-        self._session = session
+        self._access = Access(None, session)
+        self._session_id = session.id
         self._nodes = nodes
 
-    def _joined(self, session_id: str) -> Session:
-        return self._session
-
-    def _decoded(self, place: _Place, stored: Stored, metadata: Any = None) -> CheckpointTuple:
-        found = super()._decoded(place, stored, metadata)
-        seen = {node for node in found.checkpoint["versions_seen"] if not node.startswith("__")}
-        if not stored.ns and seen and seen.isdisjoint(self._nodes):
+    def _found(self, place: Place, stored: Stored | None) -> CheckpointTuple | None:
+        found = super()._found(place, stored)
+        seen = {node for node in found.checkpoint["versions_seen"] if not node.startswith("__")} if found else set()
+        if not place.ns and seen and seen.isdisjoint(self._nodes):
             raise InvalidError(
                 "AGENT",
-                f"another graph of this name has run in session {self._session.id!r}: no two graphs of a session may "
+                f"another graph of this name has run in session {self._session_id!r}: no two graphs of a session may "
                 "have the same name. Name them: compile(name=...)",
                 field="agent",
             )
         return found
 
 
-class _Place(NamedTuple):
-    """What a config names."""
-
-    session_id: str
-    ns: str
-    checkpoint_id: str | None
-
-    @classmethod
-    def of(cls, config: RunnableConfig) -> _Place:
-        configurable = config.get("configurable") or {}
-        thread_id = configurable.get("thread_id")
-        if thread_id is None:
-            raise InvalidError(
-                "THREAD_ID", 'the config needs a thread id: {"configurable": {"thread_id": ...}}', field="thread_id"
-            )
-        return cls(str(thread_id), configurable.get("checkpoint_ns") or "", configurable.get("checkpoint_id") or None)
-
-
-class _Listing:
-    """Goes through the checkpoints of a thread, page by page."""
-
-    def __init__(self, place: _Place, ns: str | None, filter: dict[str, Any], before: str | None, left: float) -> None:
-        self.place = place
-        self.goes_on = False
-        self._given = ns
-        self._filter = filter
-        self._from = before
-        self._left = left
-        self._ns = ""
-        self._before: str | None = None
-
-    @classmethod
-    def of(
-        cls,
-        config: RunnableConfig | None,
-        filter: dict[str, Any] | None,
-        before: RunnableConfig | None,
-        limit: int | None,
-    ) -> _Listing:
-        if config is None:
-            raise InvalidError("THREAD_ID", "checkpoints are listed thread by thread: name one", field="config")
-        place, ns = _Place.of(config), config["configurable"].get("checkpoint_ns")
-        first = _Place.of({"configurable": {"thread_id": "", **before["configurable"]}}) if before else None
-        left = float("inf") if limit is None else limit
-        return cls(place, ns, filter or {}, first.checkpoint_id if first else None, left)
-
-    async def namespaces(self, thread: Thread) -> Sequence[str]:
-        return await thread.namespaces() if self._given is None else [self._given]
-
-    def start(self, ns: str) -> None:
-        self._ns, self._before, self.goes_on = ns, self._from, self._left > 0
-
-    async def page(self, thread: Thread) -> Sequence[Stored]:
-        if self.place.checkpoint_id is not None:
-            self.goes_on = False
-            found = await thread.load(self._ns, self.place.checkpoint_id)
-            return [] if found is None or (self._before is not None and found.id >= self._before) else [found]
-        size = _PAGE if self._filter else int(min(self._left, _PAGE))
-        page = await thread.page(self._ns, self._before, size)
-        if len(page) < size:
-            self.goes_on = False
-        else:
-            self._before = page[-1].id
-        return page
-
-    def takes(self, metadata: dict[str, Any]) -> bool:
-        """Whether a checkpoint is one of those asked for; it is counted then."""
-        if self._left <= 0 or any(metadata.get(name) != value for name, value in self._filter.items()):
-            return False
-        self._left -= 1
-        self.goes_on = self.goes_on and self._left > 0
-        return True
-
-
-def _loading(place: _Place, config: RunnableConfig) -> Work[Stored | None]:
+def _loading(place: Place, config: RunnableConfig) -> Work[Stored | None]:
     configurable = config["configurable"]
     above = configurable.get("checkpoint_map") if "__pregel_task_id" in configurable else None
 
@@ -388,23 +352,21 @@ def _loading(place: _Place, config: RunnableConfig) -> Work[Stored | None]:
     return load
 
 
+def _tracing(place: Place, channels: Sequence[str]) -> Work[list[Stored]]:
+    async def trace(thread: Thread) -> list[Stored]:
+        return await thread.ancestry(place.ns, place.checkpoint_id, channels)
+
+    return trace
+
+
 def _putting(config: RunnableConfig, new: NewCheckpoint) -> Work[None]:
     async def put(thread: Thread) -> None:
-        await thread.put(new, _origin(config, new.parent))
+        await thread.put(new, origin_of(config, new.parent))
 
     return put
 
 
-def _origin(config: RunnableConfig, parent: str | None) -> Origin:
-    if "recursion_limit" not in config:  # not LangGraph's own: those are complete
-        return "copy"
-    configurable = config["configurable"]
-    is_replayed = configurable.get("__pregel_replay_state") is not None
-    is_named = parent is not None and configurable.get(_PAST) == parent
-    return "fork" if is_replayed or is_named else "next"
-
-
-def _adding(place: _Place, writes: Sequence[Write], task_id: str, task_path: str) -> Work[None]:
+def _adding(place: Place, writes: Sequence[Write], task_id: str, task_path: str) -> Work[None]:
     if place.checkpoint_id is None:
         raise InvalidError("CHECKPOINT_ID", "writes belong to a checkpoint: name it", field="checkpoint_id")
     checkpoint_id = place.checkpoint_id
@@ -415,5 +377,12 @@ def _adding(place: _Place, writes: Sequence[Write], task_id: str, task_path: str
     return add
 
 
-def _config(thread_id: str, ns: str, checkpoint_id: str) -> RunnableConfig:
-    return {"configurable": {"thread_id": thread_id, "checkpoint_ns": ns, "checkpoint_id": checkpoint_id}}
+def _pasting(
+    copy: upkeep.Copy, entries: dict[str, Any], *, is_last: bool
+) -> Callable[[Session, bool], Awaitable[None]]:
+    async def paste(session: Session, _: bool) -> None:
+        await upkeep.paste_entries(session, entries)
+        if is_last:
+            upkeep.paste_values(session, copy)
+
+    return paste

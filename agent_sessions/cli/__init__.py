@@ -40,3 +40,17 @@ def demo(second_turn_of: Annotated[str, typer.Option(hidden=True)] = "") -> None
     from .demo import run_demo
 
     raise typer.Exit(run_demo(second_turn_of=second_turn_of))
+
+
+@app.command()
+def rekey(
+    restart: Annotated[bool, typer.Option("--restart", help="Begin again, not where an earlier run stopped.")] = False,
+) -> None:
+    """Encrypt everything in the store with the first of AK_SESSION__ENCRYPTION__KEYS.
+
+    Agents may go on running. It can be stopped at any time, and goes on where it was. Exit code 1: something still
+    needs another key.
+    """
+    from .rekey import run_rekey
+
+    raise typer.Exit(run_rekey(restart=restart))

@@ -38,10 +38,10 @@ def refusal(reason: Reason, key_id: bytes = b"") -> bytes:
 def unreadable(data: bytes | memoryview) -> SessionError | None:
     """The error that such bytes stand for; None if they are none of these."""
     head = bytes(data[: 3 + KEY_ID_BYTES])
-    if len(head) < 3 or head[0] != MARK:
+    if len(head) < 2 or head[0] != MARK:
         return None
     if head[1] == REFUSAL:
-        return DecryptionError(_why(head[2], head[3:].hex()))
+        return DecryptionError(_why(int.from_bytes(head[2:3]), head[3:].hex()))
     if head[1] == ENCRYPTED:
         key_id = head[2 : 2 + KEY_ID_BYTES].hex()
         return DecryptionError(

@@ -185,7 +185,14 @@ async def test_an_interrupt_is_answered_in_another_process(saver: SessionSaver, 
 
 @pytest.mark.parametrize("durability", DURABILITIES)
 async def test_of_two_answers_to_one_interrupt_one_counts(saver: SessionSaver, durability: Any) -> None:
-    graph = chat(asking, checkpointer=saver)
+    both_are_answering = asyncio.Barrier(2)
+
+    async def answering(state: MessagesState) -> dict[str, Any]:
+        answer = interrupt("?")
+        await both_are_answering.wait()
+        return {"messages": [AIMessage(f"you said {answer}")]}
+
+    graph = chat(answering, checkpointer=saver)
     await graph.ainvoke(said("1"), on())
 
     answers = [graph.ainvoke(Command(resume=one), on(), durability=durability) for one in ("yes", "no")]

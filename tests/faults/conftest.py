@@ -2,13 +2,25 @@
 
 from __future__ import annotations
 
+import sqlite3
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+
 import pytest
 
 from agent_sessions import Settings
-from agent_sessions.settings import RedisSettings
+from agent_sessions.settings import RedisSettings, SQLiteSettings
 
 
-@pytest.fixture(params=["redis"])
-def backend(request: pytest.FixtureRequest) -> Settings:
+@pytest.fixture(params=["sqlite", "redis"])
+def backend(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Settings]:
     """An empty backend. Another process gets these settings, which can be pickled, and opens a store by them."""
-    return Settings(type="redis", redis=RedisSettings(url=request.getfixturevalue("redis_url"), prefix="faults:"))
+    if request.param == "sqlite":
+        path = tmp_path / "sessions.db"
+        yield Settings(type="sqlite", sqlite=SQLiteSettings(path=path))
+        with closing(sqlite3.connect(path)) as file:
+            assert file.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
+    else:
+        url = request.getfixturevalue("redis_url")
+        yield Settings(type="redis", redis=RedisSettings(url=url, prefix="faults:"))

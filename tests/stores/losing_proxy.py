@@ -1,4 +1,7 @@
-"""A TCP proxy before a Redis that loses what scripts are asked, or what they answer."""
+"""A TCP proxy before a Redis that loses what scripts are asked, or what they answer.
+
+Those of the indexes of a cluster, which come before and after, get through.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,7 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
+from agent_sessions.stores.redis.scripts import INDEX
 from agent_sessions.testing.conformance.faults import Fault
 
 
@@ -21,7 +25,7 @@ async def losing_proxy(port: int, fault: Fault) -> AsyncIterator[int]:
         server_reader, server_writer = await asyncio.open_connection("127.0.0.1", port)
         try:
             while request := await reader.read(1 << 20):
-                is_script = b"EVALSHA" in request or b"FCALL" in request
+                is_script = b"EVALSHA" in request and INDEX.sha not in request
                 if is_script and fault == "request":
                     return
                 server_writer.write(request)

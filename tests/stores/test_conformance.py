@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING
+from contextlib import AsyncExitStack, asynccontextmanager
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -14,10 +14,9 @@ from agent_sessions.stores.memory import MemoryStore
 from agent_sessions.testing import FakeClock, LostReplies, ServedInOrder, StoreConformance
 from agent_sessions.testing.conformance.faults import Fault
 
-from .losing_proxy import losing_proxy
-
 if TYPE_CHECKING:
-    from tests.conftest import RedisServer
+    from tests.redis_cluster import RedisCluster
+    from tests.redis_server import RedisServer
 
 
 class TestMemoryStore(ServedInOrder, StoreConformance):
@@ -45,6 +44,8 @@ class TestRedisStore(LostReplies, ServedInOrder, StoreConformance):
 
     @asynccontextmanager
     async def losing(self, fault: Fault) -> AsyncIterator[Store]:
+        from .losing_proxy import losing_proxy
+
         async with losing_proxy(self.server.port, fault) as port:
             store = self.connect(f"redis://127.0.0.1:{port}/0", self.time)
             yield store
@@ -54,3 +55,39 @@ class TestRedisStore(LostReplies, ServedInOrder, StoreConformance):
         from agent_sessions.stores.redis import RedisStore  # which needs redis, and the other stores do not
 
         return RedisStore.from_url(url, prefix="test:", clock=clock)
+
+
+class TestRedisCluster(LostReplies, ServedInOrder, StoreConformance):
+    """The same on three real nodes."""
+
+    EXAMPLES = 20
+
+    @pytest.fixture(autouse=True)
+    def _start(self, redis_cluster: RedisCluster, clock: FakeClock) -> None:
+        self.cluster, self.time = redis_cluster, clock
+
+    def make_store(self, clock: Clock) -> Store:
+        return self.connect(clock)
+
+    @asynccontextmanager
+    async def losing(self, fault: Fault) -> AsyncIterator[Store]:
+        from .losing_proxy import losing_proxy
+
+        async with AsyncExitStack() as proxies:
+            ports = {
+                node.port: await proxies.enter_async_context(losing_proxy(node.port, fault))
+                for node in self.cluster.nodes
+            }
+            store = self.connect(
+                self.time,
+                address_remap=lambda address: (address[0], ports[address[1]]),
+                connect_timeout_s=0.1,
+                timeout_s=0.2,
+            )
+            yield store
+            await store.aclose()
+
+    def connect(self, clock: Clock, **options: Any) -> Store:
+        from agent_sessions.stores.redis import RedisStore
+
+        return RedisStore.from_url(self.cluster.url, cluster=True, prefix="test:", clock=clock, **options)

@@ -1,25 +1,20 @@
-"""The conformance suite over our own stores, encrypted: what stands before a store keeps its promises."""
+"""The conformance suite over our own stores, with encryption before each."""
 
 from __future__ import annotations
 
 import secrets
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import Any
 
 import pytest
 
 from agent_sessions.clock import Clock
 from agent_sessions.stores.base import Store
 from agent_sessions.stores.encryption import EncryptedStore, Keyring
-from agent_sessions.stores.memory import MemoryStore
-from agent_sessions.testing import FakeClock, LostReplies, ServedInOrder, StoreConformance
-from agent_sessions.testing.conformance.faults import Fault
+from agent_sessions.stores.sqlite import SQLiteStore
+from agent_sessions.testing import ServedInOrder, StoreConformance
 
-from .losing_proxy import losing_proxy
-
-if TYPE_CHECKING:
-    from tests.conftest import RedisServer
+from . import test_conformance as plain
 
 KEYS = [secrets.token_urlsafe(32), secrets.token_urlsafe(32)]
 
@@ -28,35 +23,33 @@ def encrypted(store: Store) -> Store:
     return EncryptedStore(store, Keyring(KEYS))
 
 
-class TestEncryptedMemory(ServedInOrder, StoreConformance):
+class TestEncryptedMemory(plain.TestMemoryStore):
     EXAMPLES = 20
 
-    @pytest.fixture(autouse=True)
-    def _start(self) -> None:
-        self.stores: dict[Clock, MemoryStore] = {}
-
     def make_store(self, clock: Clock) -> Store:
-        return encrypted(self.stores.setdefault(clock, MemoryStore(clock)))
+        return encrypted(super().make_store(clock))
 
 
-class TestEncryptedRedis(LostReplies, ServedInOrder, StoreConformance):
+class TestEncryptedSQLite(ServedInOrder, StoreConformance):
     EXAMPLES = 10
 
     @pytest.fixture(autouse=True)
-    def _start(self, redis_server: RedisServer, redis_url: str, clock: FakeClock) -> None:
-        self.server, self.url, self.time = redis_server, redis_url, clock
+    def _start(self, tmp_path: Path) -> None:
+        self.path = tmp_path / "sessions.db"
 
     def make_store(self, clock: Clock) -> Store:
-        return self.connect(self.url, clock)
+        return encrypted(SQLiteStore(self.path, synchronous="normal", clock=clock))
 
-    @asynccontextmanager
-    async def losing(self, fault: Fault) -> AsyncIterator[Store]:
-        async with losing_proxy(self.server.port, fault) as port:
-            store = self.connect(f"redis://127.0.0.1:{port}/0", self.time)
-            yield store
-            await store.aclose()
+
+class TestEncryptedRedis(plain.TestRedisStore):
+    EXAMPLES = 10
 
     def connect(self, url: str, clock: Clock) -> Store:
-        from agent_sessions.stores.redis import RedisStore  # which needs redis, and the other stores do not
+        return encrypted(super().connect(url, clock))
 
-        return encrypted(RedisStore.from_url(url, prefix="test:", clock=clock))
+
+class TestEncryptedRedisCluster(plain.TestRedisCluster):
+    EXAMPLES = 5
+
+    def connect(self, clock: Clock, **options: Any) -> Store:
+        return encrypted(super().connect(clock, **options))

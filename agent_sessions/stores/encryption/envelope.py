@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import hmac
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
@@ -46,7 +46,7 @@ class Unreadable(Exception):
         self.refusal = refusal
 
 
-def key_id(master: bytes) -> bytes:
+def id_of(master: bytes) -> bytes:
     """What names a key in all that it encrypts."""
     return _expand(master, _KEY_ID_LABEL)[:KEY_ID_BYTES]
 
@@ -74,21 +74,21 @@ def field_place(name: str) -> bytes:
 class Box:
     """Encrypts and decrypts the pieces of one store key. Thread-safe."""
 
-    __slots__ = ("_accept_plaintext", "_address", "_ciphers", "_current", "_masters")
+    __slots__ = ("_accept_plaintext", "_address", "_ciphers", "_first", "_head", "_masters")
 
     def __init__(self, masters: Mapping[bytes, bytes], key: Key, *, accept_plaintext: bool) -> None:
+        first = next(iter(masters))
         self._masters = masters
-        self._current = _FORMAT + next(iter(masters))
         self._address = _texts(*key)
         self._accept_plaintext = accept_plaintext
-        self._ciphers: dict[bytes, AESGCM] = {}
+        self._head = _FORMAT + first
+        self._first = self._derived(masters[first])
+        self._ciphers = {first: self._first}
 
     def seal(self, place: bytes, data: bytes) -> bytes:
         """Encrypt a piece with the first key."""
-        head, nonce = self._current, os.urandom(NONCE_BYTES)
-        cipher = self._cipher(head[len(_FORMAT) :])
-        assert cipher is not None
-        return b"".join((head, nonce, cipher.encrypt(nonce, data, head + self._address + place)))
+        nonce = os.urandom(NONCE_BYTES)
+        return b"".join((self._head, nonce, self._first.encrypt(nonce, data, self._head + self._address + place)))
 
     def unseal(self, place: bytes, data: bytes) -> bytes:
         """Decrypt a piece.
@@ -101,14 +101,12 @@ class Box:
             return self._unsealed(data)
         if len(data) < OVERHEAD_BYTES:
             raise Unreadable(refusal(Reason.NOT_AUTHENTIC))
-        key_id = head[len(_FORMAT) :]
-        cipher = self._cipher(key_id)
-        if cipher is None:
-            raise Unreadable(refusal(Reason.MISSING_KEY, key_id))
+        id = head[len(_FORMAT) :]
+        cipher = self._ciphers.get(id) or self._cipher(id)
         try:
             return cipher.decrypt(data[_NONCE_AT:_CIPHERTEXT_AT], data[_CIPHERTEXT_AT:], head + self._address + place)
         except InvalidTag:
-            raise Unreadable(refusal(Reason.NOT_AUTHENTIC, key_id)) from None
+            raise Unreadable(refusal(Reason.NOT_AUTHENTIC, id)) from None
 
     def read(self, place: bytes, data: bytes) -> bytes:
         """Decrypt a piece, or give what the codec will refuse when somebody reads it."""
@@ -117,15 +115,36 @@ class Box:
         except Unreadable as error:
             return error.refusal
 
-    def is_current(self, data: bytes) -> bool:
-        """Whether a piece carries the id of the first key."""
-        return data.startswith(self._current)
+    def read_all(self, place: bytes, pieces: Sequence[bytes]) -> list[bytes]:
+        """`read` of many pieces of one place: two thirds of the time, if the first key has encrypted them."""
+        head, decrypt, bound_to = self._head, self._first.decrypt, self._head + self._address + place
+        try:
+            return [
+                decrypt(data[_NONCE_AT:_CIPHERTEXT_AT], data[_CIPHERTEXT_AT:], bound_to)
+                if data.startswith(head)
+                else self.unseal(place, data)
+                for data in pieces
+            ]
+        except (Unreadable, InvalidTag, ValueError):  # ValueError: cut off inside its nonce
+            return [self.read(place, data) for data in pieces]
 
-    def _cipher(self, key_id: bytes) -> AESGCM | None:
-        cipher = self._ciphers.get(key_id)
-        if cipher is None and (master := self._masters.get(key_id)) is not None:
-            cipher = self._ciphers[key_id] = AESGCM(_expand(master, _SUBKEY_LABEL + self._address))
+    def renew(self, place: bytes, data: bytes) -> bytes:
+        """The piece, encrypted with the first key: the same object if it is already.
+
+        Raises:
+            Unreadable: As `unseal`.
+        """
+        return data if data.startswith(self._head) else self.seal(place, self.unseal(place, data))
+
+    def _cipher(self, id: bytes) -> AESGCM:
+        master = self._masters.get(id)
+        if master is None:
+            raise Unreadable(refusal(Reason.MISSING_KEY, id))
+        cipher = self._ciphers[id] = self._derived(master)
         return cipher
+
+    def _derived(self, master: bytes) -> AESGCM:
+        return AESGCM(_expand(master, _SUBKEY_LABEL + self._address))
 
     def _unsealed(self, data: bytes) -> bytes:
         """What is not in our format."""

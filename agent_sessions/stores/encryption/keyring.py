@@ -8,7 +8,7 @@ from functools import lru_cache, partial
 from ...encryption_keys import decode_keys
 from ...errors import InvalidError
 from ..base import Key
-from .envelope import Box, key_id
+from .envelope import Box, id_of
 
 BOXES_KEPT = 1024
 """For how many store keys the derived subkeys are kept, the most recently used."""
@@ -28,12 +28,12 @@ class Keyring:
 
     def __init__(self, keys: Sequence[str], *, accept_plaintext: bool = False) -> None:
         try:
-            masters = {key_id(master): master for master in decode_keys(keys)}
+            masters = {id_of(master): master for master in decode_keys(keys)}
         except ValueError as error:
             raise InvalidError("ENCRYPTION_KEYS", str(error), field="keys") from None
         if not masters:
             raise InvalidError("ENCRYPTION_KEYS", "at least one key is needed", field="keys")
-        self.key_ids = [id.hex() for id in masters]
+        self.key_ids = tuple(id.hex() for id in masters)
         """What each key is called in errors and in what it has encrypted. An id says nothing about its key."""
         self._box = lru_cache(BOXES_KEPT)(partial(Box, masters, accept_plaintext=accept_plaintext))
 

@@ -170,5 +170,4 @@ def _values(box: Box, namespace: str, named: dict[str, bytes]) -> dict[str, byte
 
 
 def _log(box: Box, asked: LogWanted, read: LogRead) -> LogRead:
-    place = log_place(asked.part)
-    return read._replace(items=[box.read(place, data) for data in read.items])
+    return read._replace(items=box.read_all(log_place(asked.part), read.items))

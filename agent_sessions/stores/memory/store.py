@@ -56,8 +56,9 @@ from agent_sessions.stores.base import (
     Version,
     Wanted,
 )
+from agent_sessions.stores.commit_ring import CommitRing
 from agent_sessions.stores.lifetime import Course, Lifetime, Own, Stamps, Status
-from agent_sessions.stores.memory.structures import CommitRing, Entries, LogItems, Places
+from agent_sessions.stores.memory.structures import Entries, LogItems, Places
 from agent_sessions.stores.memory.turn_queue import TurnQueue, Waker, resolve
 
 DELETES_REMEMBERED_MS = 60_000

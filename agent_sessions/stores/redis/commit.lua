@@ -7,11 +7,12 @@
 --   {head, prev id, changed entries of the registry}     stored
 --   {'R', revision}                 this very commit was stored before
 --   {'N'} {'C', revision} {'U'}     not found, conflict, unknown (too long ago to tell)
+--   {'A'}                           absent, and not in the indexes yet: enter it there and repeat
 --   {'B', owner, till, since}       somebody else's lease is live
 --   {'K', registry, belongs to}     keys missing: declare these too and repeat
 --   {'F', format} {'L', id}         as in open.lua
 
-local EXPECTS, HAS_USER_INDEX, HOLDS, IS_MAINTENANCE = 1, 2, 4, 8
+local EXPECTS, MUST_EXIST, HOLDS, IS_MAINTENANCE, WAITS = 1, 2, 4, 8, 16
 
 local now, id, flags, expected_rev, expected_id, hold, ttl, owner, belongs, declared, member, hashed, n_put, n_del,
   n_values, n_logs, n_collections, at = struct.unpack('>dc8BdBc0ddI2c0I2c0I2c0I2c0I2c0I2I2I2I2I2', ARGV[1])
@@ -19,7 +20,7 @@ local function has(flag) return bit.band(flags, flag) ~= 0 end
 
 now = clock(now)
 local m = main(now, true)
-local first_part = has(HAS_USER_INDEX) and 6 or 4
+local first_part = parts_begin(declared)
 
 -- ------------------------------------------------------------------------------------------------- checks
 
@@ -29,7 +30,11 @@ local ring = m.exists and m.ring or ''
 local matches = has(EXPECTS) and expected_rev == (m.exists and m.rev or 0) and expected_id == (m.exists and m.id or '')
 if not matches then
   local before = m.exists and ring_find(ring, m.rev, id)
-  if before then return {'R', before} end
+  if before then
+    -- Who waits for replicas waits for what this connection wrote last.
+    if has(WAITS) then redis.pcall('HSET', K, 'f', FORMAT) end
+    return {'R', before}
+  end
   if has(EXPECTS) then
     if not m.exists then return {'N'} end
     if m.rev - expected_rev > RING then return {'U'} end
@@ -37,10 +42,11 @@ if not matches then
   end
 end
 if m.live and m.owner ~= owner then return {'B', m.owner, m.till, m.since} end
+if has(MUST_EXIST) and not m.exists then return {'A'} end
 
 local entries, order = parse_registry(m.registry)
 local whose = m.exists and m.belongs or belongs
-if whose ~= declared or not all_declared(entries, first_part) then
+if not indexes_fit(declared, whose) or not all_declared(entries, first_part) then
   return {'K', m.registry, m.exists and m.belongs or false}
 end
 if not m.exists then entries, order = {}, {} end

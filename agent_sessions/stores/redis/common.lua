@@ -26,8 +26,9 @@
 --
 -- The key of a log or collection is K, a colon and its id in the registry. A call's KEYS are K; where they are
 -- needed, the index by activity and by end and the same two of the user that the session belongs to; then the parts
--- in any order, only that K:z<part> follows K:c<part>. Scripts do not roll back: every script
--- makes all its checks before its first write, and a refusal is an ordinary reply, never a Redis error.
+-- in any order, only that K:z<part> follows K:c<part>. On a cluster, where the indexes may lie on another node, they
+-- are left out, and `index.lua` follows. Scripts do not roll back: every script makes all its checks before its first
+-- write, and a refusal is an ordinary reply, never a Redis error.
 
 local FORMAT, RING, HANDOVER, SLICE = 1, 64, 2000, 1000
 local K, V, call = KEYS[1], KEYS[1] .. ':v', redis.call
@@ -98,6 +99,17 @@ end
 
 local function pack_entry(id, e)
   return struct.pack('>I2c0I6I6I6', #id, id, e[1], e[2], e[3])
+end
+
+-- Where the parts begin among KEYS. `declared` is the user whose indexes are there: empty, nobody's; `-`, there are none.
+local function parts_begin(declared)
+  if declared == '-' then return 2 end
+  return declared ~= '' and 6 or 4
+end
+
+-- Whether those are the indexes of the user whom the session belongs to.
+local function indexes_fit(declared, belongs)
+  return declared == '-' or declared == (belongs or '')
 end
 
 -- Whether every key that the registry counts is among KEYS from `first` on.

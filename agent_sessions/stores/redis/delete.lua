@@ -1,8 +1,9 @@
 -- Removes a session with all its parts. Waiters keep their places, and the first one gets the lease.
 --
 -- KEYS  as in commit.lua; the last one is the tombstone of this very deletion
--- ARGV  1: now, the user whose index is declared (or empty), the session's id in the index
--- Replies {1} removed, {0} it was absent, {'K', registry, belongs to} declare these too and repeat
+-- ARGV  1: now, the user whose index is declared (as in common.lua), the session's id in the index
+-- Replies {1 removed or 0 it was absent, started at, belongs to}, or {'K', registry, belongs to}: declare these too and
+-- repeat
 
 local TOMBSTONE_MS = 60000
 
@@ -11,13 +12,13 @@ now = clock(now)
 local tombstone = KEYS[#KEYS]
 local before = call('GET', tombstone)
 if before then
-  local answer, till = struct.unpack('>Bd', before)
-  if till > now then return {answer} end
+  local answer, till, started, belongs = struct.unpack('>BddI2c0', before)
+  if till > now then return {answer, started, belongs} end
 end
 
 local m = main(now)
-local first_part = declared ~= '' and 6 or 4
-if m.found and ((m.belongs or '') ~= declared or not all_declared(parse_registry(m.registry), first_part)) then
+local first_part = parts_begin(declared)
+if m.found and not (indexes_fit(declared, m.belongs) and all_declared(parse_registry(m.registry), first_part)) then
   return {'K', m.registry, m.belongs or false}
 end
 
@@ -39,5 +40,7 @@ end
 local answer = m.exists and 1 or 0
 m.exists = false
 outlive(now, m, held, queue)
-call('SET', tombstone, struct.pack('>Bd', answer, now + TOMBSTONE_MS), 'PX', TOMBSTONE_MS)
-return {answer}
+local belongs = m.belongs or ''
+local memory = struct.pack('>BddI2c0', answer, now + TOMBSTONE_MS, m.started, #belongs, belongs)
+call('SET', tombstone, memory, 'PX', TOMBSTONE_MS)
+return {answer, m.started, belongs}

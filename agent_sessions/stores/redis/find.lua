@@ -1,8 +1,8 @@
 -- A page of places in an index, the latest first, from a cursor on.
 --
--- KEYS  the index by activity
+-- KEYS  the index by activity, the index by end
 -- ARGV  1: now, limit, cursor's time (-1: none) and id
--- Replies {now, id, time, id, time, ...}
+-- Replies {now, id, time, end, id, time, end, ...}; no end: it has no place in that index
 
 local now, limit, time, id = struct.unpack('>dddI2c0', ARGV[1])
 now = clock(now)
@@ -27,6 +27,11 @@ if time >= 0 then
   end
   from = low
 end
-local page = call('ZREVRANGE', K, from, from + limit - 1, 'WITHSCORES')
-table.insert(page, 1, string.format('%.0f', now))
+local found = call('ZREVRANGE', K, from, from + limit - 1, 'WITHSCORES')
+local page = {string.format('%.0f', now)}
+for i = 1, #found, 2 do
+  page[#page + 1] = found[i]
+  page[#page + 1] = found[i + 1]
+  page[#page + 1] = call('ZSCORE', KEYS[2], found[i])
+end
 return page

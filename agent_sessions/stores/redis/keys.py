@@ -2,12 +2,13 @@
 
 A session's main key is `<prefix><kind>{<tenant>/<id>}`. What stands in the braces decides, on a cluster, where a key
 lives: all keys of one session share it. Tenant and id are escaped there, so that no id can leave its braces or reach
-another's, and replaced by their hash where they are long. Indexes are named `<prefix><kind>@<tenant>[/<user>]:<a|g>`.
+another's, and replaced by their hash where they are long. Indexes are named `<prefix>{<kind>@<tenant>}[/<user>]:<a|g>`.
 """
 
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from hashlib import blake2b
 
 from agent_sessions.errors import InvalidError
@@ -78,7 +79,7 @@ def part_of(raw: bytes) -> Part:
 class KeyNames:
     """The names of one key's keys."""
 
-    __slots__ = ("active_index", "gone_index", "hashed", "main", "member", "scope", "values")
+    __slots__ = ("active_index", "gone_index", "hashed", "main", "member", "orders", "scope", "values")
 
     def __init__(self, prefix: bytes, key: Key) -> None:
         kind = prefix + _KINDS[key.kind]
@@ -91,9 +92,11 @@ class KeyNames:
         self.main = kind + b"{" + tag + b"}"
         self.values = self.main + b":v"
         self.member = encode(key.id)
-        self.scope = kind + b"@" + _short(escape(key.tenant))
+        self.scope = _scope(prefix, key.tenant, key.kind)
         self.active_index = self.scope + b":a"
         self.gone_index = self.scope + b":g"
+        self.orders = self.scope + b":x"
+        """On a cluster: which change of a place came last."""
 
     def user_indexes(self, user: bytes) -> tuple[bytes, bytes]:
         """The indexes of what belongs to a user, by its `user_id`: by activity, by end."""
@@ -139,7 +142,7 @@ class Names:
 
     def indexes(self, tenant: str, kind: Kind, belongs_to: str | None) -> tuple[bytes, bytes]:
         """The indexes of a tenant's keys of a kind (of one user): by activity, by end."""
-        scope = self._prefix + _KINDS[kind] + b"@" + _short(escape(tenant))
+        scope = _scope(self._prefix, tenant, kind)
         if belongs_to is None:
             return scope + b":a", scope + b":g"
         return _user_indexes(scope, user_id(belongs_to))
@@ -148,6 +151,18 @@ class Names:
     def pattern(self) -> bytes:
         """What SCAN looks for; it finds every main key, and a few others."""
         return _GLOB.sub(rb"\\\g<0>", self._prefix) + b"[" + b"".join(_KIND_OF) + b"]{*}"
+
+    def mains(self, names: Iterable[bytes]) -> list[bytes]:
+        """Those that are main keys."""
+        at = len(self._prefix)
+        return [
+            name
+            for name in names
+            if name.startswith(self._prefix)
+            and name[at : at + 1] in _KIND_OF
+            and name[at + 1 : at + 2] == b"{"
+            and name.find(b"}") == len(name) - 1
+        ]
 
     def key_of(self, main: bytes, hashed: bytes | None) -> Key | None:
         """Whose main key this is, given the field that keeps what its name can't tell; None if it is none."""
@@ -165,6 +180,11 @@ class Names:
     def channel(self, token: str) -> bytes:
         """The channel on which one event loop of one process is woken."""
         return self._prefix + b"w@" + token.encode()
+
+
+def _scope(prefix: bytes, tenant: str, kind: Kind) -> bytes:
+    """All indexes of a tenant and a kind share what stands in the braces."""
+    return prefix + b"{" + _KINDS[kind] + b"@" + _short(escape(tenant)) + b"}"
 
 
 def _short(escaped: bytes) -> bytes:

@@ -48,6 +48,12 @@ def too_new(key: Key, format: int) -> FormatTooNewError:
     return FormatTooNewError(message)
 
 
+def too_few_replicas(reached: int, wanted: int) -> StoreUnavailableError:
+    """The commit is stored, and may be lost with its server."""
+    message = f"of {wanted} replicas only {reached} had the commit in time; if Redis fails now, it may be lost"
+    return StoreUnavailableError(message)
+
+
 def unsettled(key: Key) -> StoreUnavailableError:
     """Each time the keys were declared there were others."""
     return StoreUnavailableError(f"{key.kind} {key.id!r} is changed by others faster than its keys can be declared")

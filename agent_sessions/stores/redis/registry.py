@@ -16,6 +16,7 @@ class Registry(Struct, frozen=True):
     """What a key has, at one version: what its next commit must declare, and what need not be sent again."""
 
     version: Version
+    started_at: int
     belongs_to: bytes
     logs: _Entries
     """Count, last and highest number given, by part id."""
@@ -41,13 +42,18 @@ class Registry(Struct, frozen=True):
         """The registry after a commit on it."""
         logs, collections, namespaces = _parse(changed)
         return Registry(
-            version, belongs_to, self.logs | logs, self.collections | collections, self.namespaces | namespaces
+            version,
+            self.started_at,
+            belongs_to,
+            self.logs | logs,
+            self.collections | collections,
+            self.namespaces | namespaces,
         )
 
 
-def unpack(version: Version, belongs_to: bytes, packed: bytes) -> Registry:
+def unpack(version: Version, started_at: int, belongs_to: bytes, packed: bytes) -> Registry:
     """What a reply says of a key."""
-    return Registry(version, belongs_to, *_parse(packed))
+    return Registry(version, started_at, belongs_to, *_parse(packed))
 
 
 def _parse(packed: bytes) -> tuple[_Entries, _Entries, _Entries]:

@@ -52,9 +52,13 @@ def _load(name: str) -> Script:
     return Script(text, sha1(text, usedforsecurity=False).hexdigest().encode())
 
 
-OPEN, COMMIT, RENEW, RELEASE, UNLOCK, DELETE, STATUS, FIND, FORGET, COUNT = map(
-    _load, ("open", "commit", "renew", "release", "unlock", "delete", "status", "find", "forget", "count")
+OPEN, COMMIT, RENEW, RELEASE, UNLOCK, DELETE, STATUS, FIND, COUNT, REPAIR, INDEX = map(
+    _load,
+    ("open", "commit", "renew", "release", "unlock", "delete", "status", "find", "count", "repair", "index"),
 )
+
+ELSEWHERE = b"-"
+"""Declared in place of a user: the indexes are on another node, perhaps, and no business of this script."""
 
 
 def _string(text: bytes) -> bytes:
@@ -268,14 +272,35 @@ def pairs(flat: list[bytes]) -> list[tuple[bytes, bytes]]:
 
 # --------------------------------------------------------------------------------------------------- commit
 
-_EXPECTS, _HAS_USER_INDEX, _HOLDS, _IS_MAINTENANCE = 1, 2, 4, 8
+_EXPECTS, _MUST_EXIST, _HOLDS, _IS_MAINTENANCE, _WAITS = 1, 2, 4, 8, 16
 _COMMIT_NUMBERS = struct.Struct(">HHHHH")
 
 
-def pack_commit(names: KeyNames, now: int, commit: Commit, held: Registry | None) -> tuple[list[bytes], list[bytes]]:
-    """Build the keys and arguments of the script."""
+def pack_commit(
+    names: KeyNames,
+    now: int,
+    commit: Commit,
+    held: Registry | None,
+    *,
+    elsewhere: bool,
+    must_exist: bool,
+    waits: bool,
+) -> tuple[list[bytes], list[bytes]]:
+    """Build the keys and arguments of the script.
+
+    Args:
+        names: The session's keys.
+        now: The time, or -1: the server's.
+        commit: What is to be stored.
+        held: What the session is known to have.
+        elsewhere: The indexes are not in reach of the script.
+        must_exist: It must not make the session.
+        waits: The caller waits for replicas.
+    """
     belongs = user_id(commit.belongs_to)
     declared = held.belongs_to if held is not None and held.belongs_to else belongs
+    if elsewhere:
+        declared = ELSEWHERE
     keys = _index_keys(names, declared)
     places = _declare(names, keys, commit, held)
 
@@ -306,8 +331,9 @@ def pack_commit(names: KeyNames, now: int, commit: Commit, held: Registry | None
         argv += gone
 
     expected = commit.expected
-    flags = (_EXPECTS if expected is not None else 0) | (_HAS_USER_INDEX if declared else 0)
+    flags = (_EXPECTS if expected is not None else 0) | (_MUST_EXIST if must_exist else 0)
     flags |= (_HOLDS if commit.hold_ms is not None else 0) | (_IS_MAINTENANCE if commit.maintenance else 0)
+    flags |= _WAITS if waits else 0
     revision, commit_id = expected if expected is not None else (0, b"")
     ttl = -1 if commit.ttl_ms is None else commit.ttl_ms
     argv[0] = b"".join(
@@ -327,15 +353,17 @@ def pack_commit(names: KeyNames, now: int, commit: Commit, held: Registry | None
 
 def _index_keys(names: KeyNames, declared: bytes) -> list[bytes]:
     """The main key and the indexes, with those of a user if one is declared."""
+    if declared == ELSEWHERE:
+        return [names.main]
     keys = [names.main, names.active_index, names.gone_index]
     return [*keys, *names.user_indexes(declared)] if declared else keys
 
 
-def all_keys(names: KeyNames, held: Registry | None) -> list[bytes]:
+def all_keys(names: KeyNames, held: Registry | None, declared: bytes) -> list[bytes]:
     """Every key of a session that the registry counts."""
+    keys = [*_index_keys(names, declared), names.values]
     if held is None:
-        return [*_index_keys(names, b""), names.values]
-    keys = [*_index_keys(names, held.belongs_to), names.values]
+        return keys
     keys += [names.log(id) for id, (count, _, _) in held.logs.items() if count]
     for id, (count, _, _) in held.collections.items():
         if count:
@@ -427,11 +455,6 @@ def pack_status(now: int, commit_id: bytes, since: Version) -> bytes:
     """The argument of `status.lua`."""
     head = struct.pack(">d", now) + commit_id
     return head + struct.pack(">dB", since.revision, len(since.commit_id)) + since.commit_id
-
-
-def pack_find(now: int, limit: int, time: int, id: bytes) -> bytes:
-    """The argument of `find.lua`."""
-    return struct.pack(">ddd", now, limit, time) + _string(id)
 
 
 def pack_now(now: int) -> bytes:

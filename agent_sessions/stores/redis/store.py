@@ -6,23 +6,18 @@ Where things lie is in `common.lua`; the names of the keys in `keys.py`.
 from __future__ import annotations
 
 import threading
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Self
 
-from redis.asyncio import Redis
-from redis.asyncio.connection import ConnectionPool
-from redis.asyncio.retry import Retry
-from redis.backoff import NoBackoff
+from redis.asyncio import Redis, RedisCluster
 
 from agent_sessions.clock import Clock
-from agent_sessions.errors import InvalidError
 from agent_sessions.stores.base import (
     ABSENT,
-    FORMAT,
     Commit,
     CommitStatus,
     Committed,
     Cursor,
-    Found,
     Key,
     Keys,
     Kind,
@@ -33,18 +28,30 @@ from agent_sessions.stores.base import (
     LogRead,
     Opened,
     Page,
-    Row,
     Version,
     Wanted,
 )
-from agent_sessions.stores.redis import clients, registry, scripts
-from agent_sessions.stores.redis.clients import LoopClient
-from agent_sessions.stores.redis.keys import KeyNames, Names, decode, encode, user_of
-from agent_sessions.stores.redis.refusals import raise_refused, state_lost, too_new, unsettled
+from agent_sessions.stores.redis import registry, scripts
+from agent_sessions.stores.redis.cluster_indexes import ClusterIndexes
+from agent_sessions.stores.redis.connections import (
+    Clients,
+    Cluster,
+    Limits,
+    LoopClient,
+    Remap,
+    by_client,
+    by_url,
+    clients,
+)
+from agent_sessions.stores.redis.indexes import Indexes, Listing
+from agent_sessions.stores.redis.keys import KeyNames, Names, decode
+from agent_sessions.stores.redis.refusals import raise_refused, state_lost, too_few_replicas, too_new, unsettled
 from agent_sessions.stores.redis.registry import Registry
 from agent_sessions.stores.redis.scripts import Script
 
 if TYPE_CHECKING:
+    from pydantic import SecretStr
+
     from agent_sessions.settings import Settings
 
 LONG_LOG = 100
@@ -53,20 +60,11 @@ LONG_LOG = 100
 _REGISTRIES_KEPT = 1024
 _DECLARED_TRIES = 8
 _NOW_OF_REDIS = -1
+_EXTENDED = 2
+_PORT, _PORT_OF_SENTINELS = 6379, 26379
 
-CONNECT_TIMEOUT_S = 2.0
-TIMEOUT_S = 5.0
-MAX_CONNECTIONS = 8
-
-# The time-outs of an answer, and what is tried again, are the business of `clients.py`.
-_OURS: dict[str, Any] = {
-    "protocol": 2,
-    "decode_responses": False,
-    "socket_timeout": None,
-    "health_check_interval": 0,
-    "retry": Retry(NoBackoff(), 0),
-}
-_OF_A_POOL = ("maint_notifications", "oss_cluster_maint", "orig_", "himport_registry", "event_dispatcher")
+WAIT_TIMEOUT_S = 1.0
+_LIMITS = Limits()
 
 
 class RedisStore:
@@ -81,15 +79,16 @@ class RedisStore:
 
     never_waits = False
 
-    def __init__(self, client: Redis, *, prefix: str = "ak:sessions:", clock: Clock | None = None) -> None:
-        pool = client.connection_pool
-        theirs = {name: value for name, value in pool.connection_kwargs.items() if not name.startswith(_OF_A_POOL)}
-        connect_timeout_s = theirs.pop("socket_connect_timeout", None) or CONNECT_TIMEOUT_S
-        timeout_s = theirs.pop("socket_timeout", None) or TIMEOUT_S
-        template = ConnectionPool(
-            connection_class=pool.connection_class, **theirs | _OURS, socket_connect_timeout=connect_timeout_s
-        )
-        self._set_up(_settings(template, MAX_CONNECTIONS, connect_timeout_s, timeout_s), prefix, clock)
+    def __init__(
+        self,
+        client: Redis | RedisCluster,
+        *,
+        prefix: str = "ak:sessions:",
+        clock: Clock | None = None,
+        wait_replicas: int = 0,
+        wait_timeout_s: float = WAIT_TIMEOUT_S,
+    ) -> None:
+        self._set_up(by_client(client), prefix, clock, wait_replicas, wait_timeout_s)
 
     @classmethod
     def from_url(
@@ -99,10 +98,19 @@ class RedisStore:
         prefix: str = "ak:sessions:",
         password: str | None = None,
         ssl: bool = False,
+        cluster: bool = False,
+        startup_nodes: Sequence[tuple[str, int]] = (),
+        address_remap: Remap | None = None,
+        sentinels: Sequence[tuple[str, int]] = (),
+        service_name: str = "mymaster",
+        sentinel_kwargs: Mapping[str, Any] | None = None,
+        wait_replicas: int = 0,
+        wait_timeout_s: float = WAIT_TIMEOUT_S,
         clock: Clock | None = None,
-        connect_timeout_s: float = CONNECT_TIMEOUT_S,
-        timeout_s: float = TIMEOUT_S,
-        max_connections: int = MAX_CONNECTIONS,
+        connect_timeout_s: float = _LIMITS.connect_timeout_s,
+        timeout_s: float = _LIMITS.timeout_s,
+        max_connections: int = _LIMITS.max_connections,
+        **options: Any,
     ) -> Self:
         """A store at a URL: `redis://`, `rediss://`, `valkey://`, `valkeys://` or `unix://`. It connects when used.
 
@@ -111,38 +119,80 @@ class RedisStore:
             prefix: What the names of all keys begin with.
             password: The password, if it is not in the URL.
             ssl: Use TLS also if the URL does not say so.
+            cluster: The URL is a node of a Redis Cluster, and the others are found by it.
+            startup_nodes: Host and port of more nodes, to find the cluster by when that one is down.
+            address_remap: For a cluster behind a proxy: where a node can be reached that the cluster knows by an
+                address.
+            sentinels: Host and port of sentinels, which name the server: that of the URL does not matter then, but its
+                user, password, database and whether it uses TLS do.
+            service_name: What the sentinels call it.
+            sentinel_kwargs: Options for the connections to sentinels, such as `password`.
+            wait_replicas: A commit is stored only when so many replicas have it.
+            wait_timeout_s: How long to wait for them each time, before the commit is sent again.
             clock: For tests; the server's own time if None.
             connect_timeout_s: How long to wait for a connection.
             timeout_s: How long to wait for an answer.
-            max_connections: The most connections of one event loop. More turns at once share them.
+            max_connections: The most connections of one event loop to a server. More turns at once share them.
+            **options: More of a connection, by redis-py's names: `ssl_ca_certs`, `ssl_certfile`, `username`, ...
 
         Raises:
-            InvalidError: The URL is none.
+            InvalidError: The URL is none, or does not go with the options.
         """
-        options = _OURS | {"socket_connect_timeout": connect_timeout_s, "socket_keepalive": True}
-        if password is not None:
-            options["password"] = password
-        try:
-            template = ConnectionPool.from_url(_as_redis(url, ssl=ssl), **options)
-        except ValueError:
-            # Its text may repeat the URL, with the password.
-            message = "not a Redis URL; one looks like redis://localhost:6379/0"
-            raise InvalidError("URL", message, field="url") from None
+        settings = by_url(
+            url,
+            password=password,
+            ssl=ssl,
+            cluster=cluster,
+            startup_nodes=startup_nodes,
+            address_remap=address_remap,
+            sentinels=sentinels,
+            service_name=service_name,
+            sentinel_kwargs=sentinel_kwargs,
+            limits=Limits(connect_timeout_s, timeout_s, max_connections),
+            options=options,
+        )
         store = cls.__new__(cls)
-        store._set_up(_settings(template, max_connections, connect_timeout_s, timeout_s), prefix, clock)
+        store._set_up(settings, prefix, clock, wait_replicas, wait_timeout_s)
         return store
 
     @classmethod
     def from_settings(cls, settings: Settings) -> Self:
         """The store that `AK_SESSION__REDIS__*` describes."""
-        redis = settings.redis
-        password = redis.password.get_secret_value() if redis.password is not None else None
-        return cls.from_url(redis.url, prefix=redis.prefix, password=password, ssl=redis.ssl)
+        redis, sentinel = settings.redis, settings.redis.sentinel
+        given = {
+            "ssl_ca_certs": redis.ssl_ca_certs,
+            "ssl_certfile": redis.ssl_certfile,
+            "ssl_keyfile": redis.ssl_keyfile or redis.ssl_certfile,
+        }
+        options: dict[str, Any] = {name: str(path) for name, path in given.items() if path is not None}
+        if redis.url.startswith("rediss://"):
+            options["ssl_check_hostname"] = redis.ssl_check_hostname
+        return cls.from_url(
+            redis.url,
+            prefix=redis.prefix,
+            password=_secret(redis.password),
+            ssl=redis.ssl,
+            cluster=redis.cluster,
+            startup_nodes=[(host, port or _PORT) for host, port in redis.startup_nodes],
+            sentinels=[(host, port or _PORT_OF_SENTINELS) for host, port in sentinel.nodes],
+            service_name=sentinel.service_name,
+            sentinel_kwargs={"username": sentinel.username, "password": _secret(sentinel.password)},
+            wait_replicas=redis.wait_replicas,
+            wait_timeout_s=redis.wait_timeout_s,
+            **options,
+        )
 
-    def _set_up(self, settings: clients.Settings, prefix: str, clock: Clock | None) -> None:
+    def _set_up(
+        self, how: clients.Settings, prefix: str, clock: Clock | None, wait_replicas: int, wait_timeout_s: float
+    ) -> None:
         self._names = Names(prefix)
         self._clock = clock
-        self._clients = clients.Clients(settings, self._names.channel)
+        self._clients = Clients(how, self._names.channel)
+        self._indexes = Indexes(self._clients, self._names, self._now)
+        if isinstance(how.servers, Cluster):
+            self._indexes = ClusterIndexes(self._clients, self._names, self._now, how.servers)
+        self._wait_replicas = wait_replicas
+        self._wait_timeout_s = wait_timeout_s
         self._registries: dict[bytes, Registry] = {}
         self._registries_lock = threading.Lock()
 
@@ -210,10 +260,10 @@ class RedisStore:
 
         _, packed, fields, values, logs, entries, ranges = reply
         if not head.exists:
-            has = Registry(ABSENT, b"", {}, {}, {})
+            has = Registry(ABSENT, 0, b"", {}, {}, {})
             self._forget(names)
         elif packed is not None:
-            has = registry.unpack(head.version, head.belongs_to, packed)
+            has = registry.unpack(head.version, head.started_at, head.belongs_to, packed)
             self._keep(names, has)
         else:
             assert held is not None
@@ -240,14 +290,32 @@ class RedisStore:
         """See `Store.commit`."""
         if len(commit.id) != 8:
             raise ValueError("a commit id has 8 bytes")
-        client, names = self._clients.current(), self._names.of(key)
+
+        async def store(must_exist: bool) -> Committed | None:
+            return await self._commit(key, commit, must_exist)
+
+        if self._indexes.are_elsewhere and not commit.maintenance:
+            return await self._indexes.along(key, commit, self._registries.get(self._names.of(key).main), store)
+        committed = await store(False)
+        assert committed is not None
+        return committed
+
+    async def _commit(self, key: Key, commit: Commit, must_exist: bool) -> Committed | None:
+        """Commit, indexes aside if they are elsewhere. None: it was to exist, and does not."""
+        names, waits = self._names.of(key), self._wait_replicas > 0
         for _ in range(_DECLARED_TRIES):
             held = self._registries.get(names.main)
-            keys, argv = scripts.pack_commit(names, self._now(), commit, held)
-            reply = await client.run(scripts.COMMIT, keys, argv)
+            elsewhere = self._indexes.are_elsewhere
+            keys, argv = scripts.pack_commit(
+                names, self._now(), commit, held, elsewhere=elsewhere, must_exist=must_exist, waits=waits
+            )
+            reply = await self._run_commit(keys, argv)
             if reply[0] == b"K":
                 self._keep(names, _declared(reply))
                 continue
+            if reply[0] == b"A":
+                self._forget(names)
+                return None
             self._refuse_the_unreadable(key, reply)
             if reply[0] == b"R":
                 return _repeated(commit, int(reply[1]))
@@ -256,11 +324,24 @@ class RedisStore:
             if held is not None and held.version == stored.previous:
                 self._keep(names, held.after(stored.version, stored.belongs_to, reply[1]))
             elif stored.previous == ABSENT:
-                self._keep(names, registry.unpack(stored.version, stored.belongs_to, reply[1]))
+                started_at = stored.row.started_at
+                self._keep(names, registry.unpack(stored.version, started_at, stored.belongs_to, reply[1]))
             else:
                 self._forget(names)
             return Committed(stored.version, stored.previous, stored.row, registry.log_heads(reply[1]))
         raise unsettled(key)
+
+    async def _run_commit(self, keys: list[bytes], argv: list[bytes]) -> list[Any]:
+        client = self._clients.current()
+        if not self._wait_replicas:
+            reply: list[Any] = await client.run(scripts.COMMIT, keys, argv)
+            return reply
+        reply, reached = await client.run_and_wait(
+            scripts.COMMIT, keys, argv, self._wait_replicas, self._wait_timeout_s
+        )
+        if reached < self._wait_replicas and (reply[0] == b"R" or len(reply[0]) > 1):
+            raise too_few_replicas(reached, self._wait_replicas)
+        return reply
 
     async def commit_status(self, key: Key, commit_id: bytes, *, since: Version) -> CommitStatus:
         """See `Store.commit_status`."""
@@ -279,9 +360,12 @@ class RedisStore:
             arguments = [scripts.pack_renew(self._now(), ms, owner, declared, names.member)]
             reply = await self._run(scripts.RENEW, keys, arguments)
             if reply[0] != b"K":
+                if reply[0] == _EXTENDED:
+                    await self._indexes.extended(key)
                 return bool(reply[0])
             held = _declared(reply)
-            keys, declared = scripts.all_keys(names, held), held.belongs_to
+            declared = self._declares(held)
+            keys = scripts.all_keys(names, held, declared)
         raise unsettled(key)
 
     async def release(self, key: Key, owner: str) -> None:
@@ -305,12 +389,14 @@ class RedisStore:
         names = self._names.of(key)
         held = self._registries.get(names.main)
         for _ in range(_DECLARED_TRIES):
-            declared = held.belongs_to if held is not None else b""
-            keys = [*scripts.all_keys(names, held), names.tombstone(write_id)]
+            declared = self._declares(held)
+            keys = [*scripts.all_keys(names, held, declared), names.tombstone(write_id)]
             reply = await self._run(scripts.DELETE, keys, [scripts.pack_delete(self._now(), declared, names.member)])
             if reply[0] != b"K":
                 self._forget(names)
-                return bool(reply[0])
+                existed, started_at, belongs_to = reply
+                await self._indexes.left(key, bool(existed), int(started_at), belongs_to)
+                return bool(existed)
             held = _declared(reply)
         raise unsettled(key)
 
@@ -324,64 +410,15 @@ class RedisStore:
         cursor: Cursor | None = None,
     ) -> Page:
         """See `Store.find`."""
-        client = self._clients.current()
-        by_activity, by_end = self._names.indexes(tenant, kind, belongs_to)
-        found: list[tuple[Cursor, Found]] = []
-        place = cursor
-        while len(found) <= limit:
-            asked = limit + 1 - len(found)
-            time, id = (place.active_at, encode(place.id)) if place is not None else (-1, b"")
-            arguments = [scripts.pack_find(self._now(), asked, time, id)]
-            now, *flat = await client.run(scripts.FIND, [by_activity], arguments)
-            places = [Cursor(int(float(score)), decode(member)) for member, score in scripts.pairs(flat)]
-            gone = await self._read_rows(client, Key(tenant, kind, ""), places, int(now), belongs_to, found)
-            if gone:
-                await client.run(scripts.FORGET, [by_activity, by_end], [scripts.pack_now(int(now)), *gone])
-            if len(places) < asked:
-                break
-            place = places[-1]
-        page = [live for _, live in found[:limit]]
-        return Page(page, found[limit - 1][0] if len(found) > limit else None)
-
-    async def _read_rows(
-        self,
-        client: LoopClient,
-        scope: Key,
-        places: list[Cursor],
-        now: int,
-        belongs_to: str | None,
-        found: list[tuple[Cursor, Found]],
-    ) -> list[bytes]:
-        """Append the live ones to `found`; return those that are gone."""
-        keys = [scope._replace(id=place.id) for place in places]
-        replies = await client.query([(b"HGETALL", self._names.once(key).main) for key in keys])
-        gone = []
-        for key, place, reply in zip(keys, places, replies, strict=True):
-            row = _row(key, dict(scripts.pairs(reply)), now)
-            if row is None or (belongs_to is not None and row.belongs_to != belongs_to):
-                gone.append(encode(place.id))
-            else:
-                found.append((place, Found(place.id, row)))
-        return gone
+        return await self._indexes.find(Listing(tenant, kind, belongs_to), limit, cursor)
 
     async def count(self, tenant: str, kind: Kind, *, belongs_to: str | None = None) -> int:
         """See `Store.count`."""
-        keys = self._names.indexes(tenant, kind, belongs_to)
-        return int(await self._run(scripts.COUNT, list(keys), [scripts.pack_now(self._now())]))
+        return await self._indexes.count(Listing(tenant, kind, belongs_to))
 
     async def scan(self, *, limit: int = 100, cursor: bytes | None = None) -> Keys:
-        """See `Store.scan`."""
-        client = self._clients.current()
-        asked = (b"SCAN", cursor or b"0", b"MATCH", self._names.pattern, b"COUNT", b"%d" % max(1, limit))
-        (following, mains), (seconds, _) = await client.query([asked, (b"TIME",)])
-        now = int(seconds) * 1000 if self._clock is None else self._clock.now_ms()
-        records = await client.query([(b"HMGET", main, b"v", b"g", b"n") for main in mains])
-        live = [
-            self._names.key_of(main, hashed)
-            for main, (revision, gone, hashed) in zip(mains, records, strict=True)
-            if revision is not None and (gone is None or float(gone) > now)
-        ]
-        return Keys([key for key in live if key is not None], None if following == b"0" else following)
+        """See `Store.scan`. A session that has lost its places in the listings has them again afterwards."""
+        return await self._indexes.scan(limit, cursor)
 
     async def detach(self) -> None:
         """See `Store.detach`."""
@@ -398,6 +435,12 @@ class RedisStore:
 
     async def _run(self, script: Script, keys: list[bytes], arguments: list[bytes]) -> Any:
         return await self._clients.current().run(script, keys, arguments)
+
+    def _declares(self, held: Registry | None) -> bytes:
+        """Whose indexes are declared to a script."""
+        if self._indexes.are_elsewhere:
+            return scripts.ELSEWHERE
+        return held.belongs_to if held is not None else b""
 
     def _keep(self, names: KeyNames, held: Registry) -> None:
         with self._registries_lock:
@@ -418,20 +461,8 @@ class RedisStore:
             raise state_lost(key, reply[1])
 
 
-def _settings(
-    template: ConnectionPool, max_connections: int, connect_timeout_s: float, timeout_s: float
-) -> clients.Settings:
-    where = template.connection_kwargs
-    address = where.get("path") or f"{where.get('host', 'localhost')}:{where.get('port', 6379)}"
-    return clients.Settings(template.make_connection, max_connections, connect_timeout_s, timeout_s, str(address), [])
-
-
-def _as_redis(url: str, *, ssl: bool) -> str:
-    """The URL in the client's own words."""
-    for theirs, ours in (("valkeys://", "rediss://"), ("valkey://", "redis://")):
-        if url.startswith(theirs):
-            url = ours + url[len(theirs) :]
-    return "rediss://" + url[len("redis://") :] if ssl and url.startswith("redis://") else url
+def _secret(value: SecretStr | None) -> str | None:
+    return None if value is None else value.get_secret_value()
 
 
 # --------------------------------------------------------------------------------------------------- answers of open
@@ -464,22 +495,6 @@ def _logs(
     return logs
 
 
-def _row(key: Key, raw: dict[bytes, bytes], now: int) -> Row | None:
-    gone = int(float(raw[b"g"])) if b"g" in raw else None
-    if b"v" not in raw or (gone is not None and gone <= now):
-        return None
-    if int(raw[b"f"]) > FORMAT:
-        raise too_new(key, int(raw[b"f"]))
-    return Row(
-        started_at=int(raw[b"s"]),
-        active_at=int(raw[b"a"]),
-        gone_at=gone,
-        belongs_to=user_of(raw.get(b"b", b"")),
-        record_tag=raw[b"t"],
-        fields={decode(name[1:]): value for name, value in raw.items() if name.startswith(b".")},
-    )
-
-
 # --------------------------------------------------------------------------------------------------- answers of commit
 
 
@@ -490,4 +505,4 @@ def _repeated(commit: Commit, revision: int) -> Committed:
 
 def _declared(reply: list[Any]) -> Registry:
     """What the key has, for the next try. No version: it must not be taken for what a cache knows."""
-    return registry.unpack(Version(-1, b""), reply[2] or b"", reply[1])
+    return registry.unpack(Version(-1, b""), 0, reply[2] or b"", reply[1])

@@ -3,7 +3,7 @@
 redis-py makes the connection: address, TLS, user, database. From then on commands are written as they come, those of
 one pass of the event loop in one piece, and replies are handed out in the order of the commands, as Redis answers them
 (https://redis.io/docs/latest/develop/use/pipelining/). None of our commands blocks the server, so none waits long for
-the one before it.
+the one before it; but for WAIT, whose users want to.
 """
 
 from __future__ import annotations

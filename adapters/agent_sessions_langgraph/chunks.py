@@ -1,0 +1,166 @@
+"""Chunks of lists, and those of them that this process has seen of late."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections import OrderedDict
+from typing import Any, NamedTuple
+
+from langgraph.checkpoint.serde.base import SerializerProtocol
+
+from agent_sessions.stores.base import Key
+
+from .prints import Prints, Templates, prints_of
+
+Pair = tuple[str, bytes]
+"""What a serializer makes of a value: the name of its format, and bytes."""
+
+CACHE_BYTES = 64 * 2**20
+"""How much of the process's memory chunks may take."""
+CACHE_SECONDS = 300.0
+"""A chunk not used for so long is dropped: what is erased elsewhere does not stay here."""
+_MOST_LATEST = 4096
+
+
+class Segment(NamedTuple):
+    """Items of a chunk, as a stored list names them."""
+
+    chunk: bytes
+    start: int
+    stop: int
+
+
+Segments = tuple[Segment, ...]
+
+
+class Chunk:
+    """Some items of a list: encoded, and, once somebody has asked, their prints and templates."""
+
+    def __init__(self, chunk_id: bytes, pair: Pair, prints: Prints | None = None) -> None:
+        self.id = chunk_id
+        self.pair = pair
+        self._prints = prints
+        self._templates: Templates | None = None
+        self._is_decoded = False
+
+    @property
+    def level(self) -> int:
+        """How often its items have been written again; the first byte of its id."""
+        return self.id[0]
+
+    @property
+    def size(self) -> int:
+        """Its encoded size in bytes."""
+        return len(self.pair[1])
+
+    def items(self, serde: SerializerProtocol, start: int, stop: int) -> list[Any]:
+        """New objects for these items."""
+        if self._templates is not None:
+            return self._templates.copies(start, stop)
+        items: list[Any] = serde.loads_typed(self.pair)
+        if not self._is_decoded:
+            # What was put may differ from what comes back, once; the prints are of what was put.
+            prints = prints_of(items, serde)
+            if self._prints is None or self._prints == prints:
+                self._prints = prints
+            self._templates = Templates.of(items, prints)
+            self._is_decoded = True
+        return items[start:stop]
+
+    def prints(self, serde: SerializerProtocol) -> Prints:
+        """The prints of all its items."""
+        if self._prints is None:
+            self.items(serde, 0, 0)
+        assert self._prints is not None
+        return self._prints
+
+
+class Piece(NamedTuple):
+    """A segment with its chunk at hand."""
+
+    chunk: Chunk
+    start: int
+    stop: int
+
+    @property
+    def segment(self) -> Segment:
+        """As it is stored."""
+        return Segment(self.chunk.id, self.start, self.stop)
+
+
+class ListName(NamedTuple):
+    """Which list: the session's key, the base of the thread's keys, and the channel."""
+
+    session: Key
+    base: str
+    channel: str
+
+
+_ChunkKey = tuple[int, Key, bytes]
+
+
+class ChunkCache:
+    """Chunks that were seen of late, and the latest lists. Thread-safe.
+
+    A chunk never changes, so it is never stale; that it is part of a list, the stored list says.
+    """
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self._chunks: OrderedDict[_ChunkKey, tuple[Chunk, SerializerProtocol, int, float]] = OrderedDict()
+        self._latest: OrderedDict[ListName, Segments] = OrderedDict()
+        self._bytes = 0
+
+    def get(self, key: _ChunkKey) -> Chunk | None:
+        """A chunk, as the most recently used."""
+        with self.lock:
+            found = self._chunks.get(key)
+            if found is None:
+                return None
+            self._chunks[key] = (*found[:3], time.monotonic())
+            self._chunks.move_to_end(key)
+            return found[0]
+
+    def put(self, key: _ChunkKey, chunk: Chunk, serde: SerializerProtocol) -> None:
+        """Keep a chunk, and with it the serializer, whose address is part of the key."""
+        with self.lock:
+            self._drop(key)
+            size = 3 * chunk.size + 1024  # encoded, prints, and what holds them
+            self._chunks[key] = (chunk, serde, size, time.monotonic())
+            self._bytes += size
+            oldest_allowed = time.monotonic() - CACHE_SECONDS
+            while self._chunks:
+                oldest, (_, _, _, used) = next(iter(self._chunks.items()))
+                if self._bytes <= CACHE_BYTES and used >= oldest_allowed:
+                    return
+                self._drop(oldest)
+
+    def latest(self, place: ListName) -> Segments:
+        """The version of a list that was noted last."""
+        with self.lock:
+            return self._latest.get(place, ())
+
+    def note_latest(self, place: ListName, segments: Segments) -> None:
+        """Note a version of a list."""
+        with self.lock:
+            self._latest[place] = segments
+            self._latest.move_to_end(place)
+            if len(self._latest) > _MOST_LATEST:
+                self._latest.popitem(last=False)
+
+    def _drop(self, key: _ChunkKey) -> None:
+        found = self._chunks.pop(key, None)
+        if found is not None:
+            self._bytes -= found[2]
+
+
+cache = ChunkCache()
+
+
+def _after_fork() -> None:
+    cache.lock = threading.Lock()  # whoever held it is not in this process
+
+
+os.register_at_fork(after_in_child=_after_fork)

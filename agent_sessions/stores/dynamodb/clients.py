@@ -1,0 +1,190 @@
+"""Clients of DynamoDB, one for each running event loop, made when first needed there."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import threading
+import weakref
+from collections.abc import Callable
+from contextlib import AsyncExitStack
+from contextvars import Context
+from typing import Any, NamedTuple
+
+from aiobotocore.config import AioConfig
+from aiobotocore.httpsession import AIOHTTPSession
+from aiobotocore.session import AioSession
+from botocore.loaders import Loader, create_loader
+
+_CLOSING_S = 2.0
+
+
+class Endpoint(NamedTuple):
+    """How the clients of a store are made."""
+
+    make_session: Callable[[], AioSession]
+    region: str | None
+    url: str | None
+    connect_timeout_s: float
+    timeout_s: float
+    max_connections: int
+
+
+class LoopClient:
+    """The client of one event loop."""
+
+    def __init__(self, endpoint: Endpoint, loader: Loader) -> None:
+        self._endpoint = endpoint
+        self._loader = loader
+        self._stack = AsyncExitStack()
+        self._opening: asyncio.Task[Any] | None = None
+        self._abandoned: weakref.finalize[Any, Any] | None = None
+        self.is_checked = False
+        """Whether the table was looked at on this loop, or need not be."""
+        self.checking = asyncio.Lock()
+
+    async def get(self) -> Any:
+        """The client. Everybody who needs it while it is being made waits for the same one."""
+        if self._opening is None or (self._opening.done() and self._has_failed(self._opening)):
+            # In a context of its own: who happened to need it first is nobody's business there.
+            self._opening = asyncio.get_running_loop().create_task(self._open(), context=Context())
+            self._opening.add_done_callback(lambda task: task.cancelled() or task.exception())
+        if self._opening.done():
+            return self._opening.result()
+        return await asyncio.shield(self._opening)
+
+    async def _open(self) -> Any:
+        # The service's description is a large file: reading it would block the loop.
+        await asyncio.to_thread(_read_ahead, self._loader)
+        session = self._endpoint.make_session()
+        session.register_component("data_loader", self._loader)
+        config = AioConfig(
+            connect_timeout=self._endpoint.connect_timeout_s,
+            read_timeout=self._endpoint.timeout_s,
+            max_pool_connections=self._endpoint.max_connections,
+            retries={"total_max_attempts": 1},  # `requests.py` does it, in bounded time
+            tcp_keepalive=True,
+            user_agent_extra="agent-sessions",
+        )
+        opened = session.create_client(
+            "dynamodb", region_name=self._endpoint.region, endpoint_url=self._endpoint.url, config=config
+        )
+        client = await self._stack.enter_async_context(opened)
+        self._abandoned = weakref.finalize(self, _abandon, client, os.getpid())
+        return client
+
+    async def aclose(self) -> None:
+        """Close the connections."""
+        if self._opening is not None and not self._opening.done():
+            self._opening.cancel()
+            await asyncio.wait({self._opening})
+        await self._stack.aclose()
+        if self._abandoned is not None:
+            self._abandoned.detach()
+
+    def abandon(self) -> None:
+        """Close the sockets of a loop that is closed and can close nothing any more."""
+        if self._abandoned is not None:
+            self._abandoned()
+
+    @staticmethod
+    def _has_failed(opening: asyncio.Task[Any]) -> bool:
+        return opening.cancelled() or opening.exception() is not None
+
+
+class Clients:
+    """The clients of a store.
+
+    A child process never touches what its parent opened: also closing it there would disturb the parent.
+    """
+
+    def __init__(self, endpoint: Endpoint) -> None:
+        self._endpoint = endpoint
+        self._loader = create_loader()
+        self._pid = os.getpid()
+        self._lock = threading.Lock()
+        self._by_loop: dict[asyncio.AbstractEventLoop, LoopClient] = {}
+        self._inherited: list[object] = []
+
+    def current(self) -> LoopClient:
+        """The running loop's."""
+        if self._pid != os.getpid():
+            self._forget_the_parents()
+        loop = asyncio.get_running_loop()
+        found = self._by_loop.get(loop)
+        return found if found is not None else self._make(loop)
+
+    async def detach(self) -> None:
+        """Close the running loop's."""
+        if self._pid != os.getpid():
+            self._forget_the_parents()
+        found = self._by_loop.pop(asyncio.get_running_loop(), None)
+        if found is not None:
+            await found.aclose()
+
+    async def aclose(self) -> None:
+        """Close all, on whichever loop they are."""
+        await self.detach()
+        with self._lock:
+            others = list(self._by_loop.items())
+            self._by_loop.clear()
+        for loop, client in others:
+            if loop.is_running():
+                closing = asyncio.wrap_future(asyncio.run_coroutine_threadsafe(client.aclose(), loop))
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(closing, _CLOSING_S)
+            else:
+                client.abandon()
+
+    def _make(self, loop: asyncio.AbstractEventLoop) -> LoopClient:
+        with self._lock:
+            for closed in [other for other in self._by_loop if other.is_closed()]:
+                self._by_loop.pop(closed).abandon()
+            made = LoopClient(self._endpoint, self._loader)
+            self._by_loop[loop] = made
+            return made
+
+    def _forget_the_parents(self) -> None:
+        self._inherited.append(self._by_loop)
+        self._by_loop = {}
+        self._lock = threading.Lock()
+        self._pid = os.getpid()
+
+
+def _read_ahead(loader: Loader) -> None:
+    """Let the loader read, and keep, the files that making a client needs."""
+    for name in ("_retry", "endpoints", "partitions", "sdk-default-configuration"):
+        loader.load_data(name)
+    for kind in ("service-2", "endpoint-rule-set-1"):
+        loader.load_service_model("dynamodb", kind)
+
+
+def _abandon(client: Any, pid: int) -> None:
+    """Close a client's sockets without its loop, and without a warning later on."""
+    session = getattr(getattr(client, "_endpoint", None), "http_session", None)
+    if pid != os.getpid() or not isinstance(session, AIOHTTPSession):
+        return
+    for http in (getattr(session, "_sessions", None) or {}).values():
+        with contextlib.suppress(Exception):
+            connector = http._connector
+            http._connector = None  # which is how a closed one looks
+            for connections in connector._conns.values():
+                for protocol, _ in connections:
+                    _close_socket(protocol.transport)
+            for protocol in connector._acquired:
+                _close_socket(protocol.transport)
+            connector._conns.clear()
+            connector._acquired.clear()
+            connector._closed = True
+
+
+def _close_socket(transport: Any) -> None:
+    secured = getattr(transport, "_ssl_protocol", None)
+    if secured is not None:
+        transport._closed = True
+        transport = secured._transport
+    socket = getattr(transport, "_sock", None)
+    if socket is not None:
+        socket.close()
+        transport._sock, transport._closing = None, True

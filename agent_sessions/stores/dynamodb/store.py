@@ -1,0 +1,447 @@
+"""The store on Amazon DynamoDB: a warm turn is two requests, one write each.
+
+`UpdateItem` takes the lease and brings the record; `TransactWriteItems` writes what is new, under the condition that
+the record is still as it was. What lies where is in `keys.py` and `records.py`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Callable
+from contextlib import suppress
+from typing import TYPE_CHECKING, Self
+
+import msgspec
+from aiobotocore.session import AioSession, get_session
+
+from agent_sessions.clock import Clock
+from agent_sessions.errors import (
+    CommitUnknownError,
+    InvalidError,
+    SessionBusyError,
+    SessionConflictError,
+    SessionError,
+    SessionNotFoundError,
+    StateLostError,
+    StoreUnavailableError,
+)
+from agent_sessions.stores.base import (
+    ABSENT,
+    COMMITS_REMEMBERED,
+    Commit,
+    CommitStatus,
+    Committed,
+    Cursor,
+    Key,
+    Keys,
+    Kind,
+    Known,
+    Lease,
+    LeaseWanted,
+    Opened,
+    Page,
+    Version,
+    Wanted,
+)
+from agent_sessions.stores.dynamodb import table
+from agent_sessions.stores.dynamodb.clients import Clients, Endpoint
+from agent_sessions.stores.dynamodb.expiry import DAY, keep_alive, seconds
+from agent_sessions.stores.dynamodb.keys import partition
+from agent_sessions.stores.dynamodb.leases import Leases
+from agent_sessions.stores.dynamodb.listing import Listing
+from agent_sessions.stores.dynamodb.memory import Memory
+from agent_sessions.stores.dynamodb.payloads import Torn
+from agent_sessions.stores.dynamodb.reading import Contents, Reader
+from agent_sessions.stores.dynamodb.records import (
+    NOTHING,
+    Change,
+    Deletion,
+    Record,
+    binary,
+    name_of,
+    number,
+    read_record,
+    remembered,
+)
+from agent_sessions.stores.dynamodb.requests import Item, Refused, Requests
+from agent_sessions.stores.dynamodb.staging import Stages
+from agent_sessions.stores.dynamodb.times import Times
+from agent_sessions.stores.dynamodb.writing import Plan, Planner, garbage
+
+if TYPE_CHECKING:
+    from agent_sessions.settings import Settings
+
+CONNECT_TIMEOUT_S = 2.0
+TIMEOUT_S = 5.0
+PATIENCE_S = 10.0
+MAX_CONNECTIONS = 32
+
+_DELETES_REMEMBERED_MS = 60_000
+_NEVER = 253_402_300_799
+
+_READ_UNSEEN_MS = 5_000
+"""For so long, at most, a turn that has just taken its lease reads without looking again at the record: nobody else
+may change the session, and a deletion leaves the items where they are for twice as long."""
+
+_RECORDS_KEPT = 4096
+_ALL = Wanted()
+
+
+class DynamoDBStore:
+    """Keeps sessions in a table of DynamoDB.
+
+    Args:
+        table_name: The table.
+        region: The AWS region; by the AWS default chain if None.
+        endpoint_url: Another endpoint than the region's own, such as DynamoDB Local.
+        create_table: Make the table when it is missing.
+        check_table: Look, before the first use, whether the table is as it should be.
+        clock: For tests; the host's clock if None.
+        make_session: Makes the session of aiobotocore that a client comes from, for credentials of another kind than
+            those that the AWS default chain finds. Called once by each event loop.
+        connect_timeout_s: How long to wait for a connection.
+        timeout_s: How long to wait for an answer.
+        patience_s: For how long at most a request that DynamoDB throttles is sent again.
+        max_connections: The most connections of one event loop.
+    """
+
+    never_waits = False
+
+    def __init__(
+        self,
+        table_name: str,
+        *,
+        region: str | None = None,
+        endpoint_url: str | None = None,
+        create_table: bool = False,
+        check_table: bool = True,
+        clock: Clock | None = None,
+        make_session: Callable[[], AioSession] = get_session,
+        connect_timeout_s: float = CONNECT_TIMEOUT_S,
+        timeout_s: float = TIMEOUT_S,
+        patience_s: float = PATIENCE_S,
+        max_connections: int = MAX_CONNECTIONS,
+    ) -> None:
+        endpoint = Endpoint(make_session, region, endpoint_url, connect_timeout_s, timeout_s, max_connections)
+        self._clients = Clients(endpoint)
+        self._requests = Requests(self._clients, table_name, patience_s)
+        if create_table:
+            self._requests.before_first_use = table.create
+        elif check_table:
+            self._requests.before_first_use = table.check_if_allowed
+        self._times = Times(clock)
+        self._leases = Leases(self._requests, self._times)
+        self._stages = Stages(self._requests)
+        self._listing = Listing(self._requests)
+        self._records: Memory[str, Record] = Memory(_RECORDS_KEPT)
+        self._patience_s = patience_s
+
+    @classmethod
+    def from_settings(cls, settings: Settings) -> Self:
+        """Make the store of `AK_SESSION__TYPE=dynamodb`.
+
+        Raises:
+            InvalidError: `INVALID_SETTING`: no table is named.
+        """
+        dynamodb = settings.dynamodb
+        if dynamodb.table_name is None:
+            field = "AK_SESSION__DYNAMODB__TABLE_NAME"
+            raise InvalidError("SETTING", f"{field} is not set: the DynamoDB store needs a table", field=field)
+        return cls(
+            dynamodb.table_name,
+            region=dynamodb.region,
+            endpoint_url=dynamodb.endpoint_url,
+            create_table=dynamodb.create_table,
+        )
+
+    # ------------------------------------------------------------------------------------------------- open
+
+    async def open(
+        self, key: Key, *, wanted: Wanted = _ALL, known: Known | None = None, lease: LeaseWanted | None = None
+    ) -> Opened:
+        """See `Store.open`."""
+        place = partition(key)
+        give_up = asyncio.get_running_loop().time() + self._patience_s
+        lost_at: Version | None = None
+        while True:
+            begun = self._times.monotonic_ms()
+            record, granted = await self._record(key, lease)
+            now = self._times.now_ms()
+            if lease is not None and not granted:
+                held = None if record.lease is None else record.lease.lease
+                return Opened(now=now, version=ABSENT, row=None, lease=held)
+            held = None if record.lease is None or record.lease.until <= now else record.lease.lease
+            if not record.is_live(now):
+                await self._stages.sweep(place, record, now) if granted else None
+                return Opened(now=now, version=ABSENT, row=None, granted=granted, lease=held)
+            try:
+                contents = await Reader(self._requests, place, record).read(wanted, known)
+                alone = granted and self._times.monotonic_ms() - begun < min(_READ_UNSEEN_MS, lease.ms if lease else 0)
+                if contents.in_place and not alone:
+                    await self._check_unchanged(key, record)
+            except Torn:
+                current = read_record(key, await self._requests.get(place))
+                if current.life == record.life and current.commits.version == record.commits.version:
+                    if lost_at == record.commits.version:
+                        raise _state_lost(key) from None
+                    lost_at = record.commits.version  # once more: it may have been the last steps of that very commit
+                if asyncio.get_running_loop().time() > give_up:
+                    raise StoreUnavailableError(f"{name_of(key)} changes faster than it can be read") from None
+                continue
+            if granted:
+                await self._stages.sweep(place, record, now)
+            return _opened(record, contents, now, granted, held, known)
+
+    async def _record(self, key: Key, lease: LeaseWanted | None) -> tuple[Record, bool]:
+        """The record as it is now, with the lease if it is wanted and free. Nothing in it is half published."""
+        place = partition(key)
+        if lease is None:
+            record, granted = read_record(key, await self._requests.get(place)), False
+            self._leases.observe(place, record.lease)
+        else:
+            record, granted = await self._leases.take(key, lease)
+        while record.stage is not None and (granted or lease is None):
+            record = await self._stages.finish(key, place, record)
+        self._records.keep(place, record)
+        return record, granted
+
+    async def _check_unchanged(self, key: Key, record: Record) -> None:
+        current = read_record(key, await self._requests.get(partition(key)))
+        if (current.life, current.commits.version) != (record.life, record.commits.version):
+            raise Torn
+
+    # ------------------------------------------------------------------------------------------------- commit
+
+    async def commit(self, key: Key, commit: Commit) -> Committed:
+        """See `Store.commit`."""
+        if len(commit.id) != 8:
+            raise ValueError("a commit id has 8 bytes")
+        place = partition(key)
+        give_up = asyncio.get_running_loop().time() + self._patience_s
+        found, is_fresh, tries = self._records.get(place), False, 0
+        while True:
+            if found is None or (not is_fresh and not self._fits(place, found, commit)):
+                found, is_fresh = read_record(key, await self._requests.get(place)), True
+            if found.stage is not None:
+                found, is_fresh = await self._stages.finish(key, place, found), True
+                continue
+            now = self._times.now_ms()
+            old = found if found.is_live(now) else NOTHING
+            if (revision := old.commits.find(commit.id)) is not None:
+                self._records.keep(place, found)
+                return _repeated(commit, revision)
+            if is_fresh:
+                self._refuse(key, place, found, old, commit, now)
+            try:
+                plan = await self._plan(key, found, commit, now)
+                dead = self._leases.dead(place)
+                await self._stages.carry_out(key, place, plan, commit, now, dead_lease=dead)
+                break
+            except Refused as refused:
+                found, is_fresh = read_record(key, refused.item), True
+            except Torn:
+                found, is_fresh = None, False
+            tries += 1
+            if asyncio.get_running_loop().time() > give_up:
+                raise StoreUnavailableError(f"{name_of(key)} changes faster than it can be committed", maybe_done=False)
+            if tries > 1:
+                await asyncio.sleep(random.random() * min(0.01 * tries, 0.25))
+        return await self._stored(key, place, plan, old, now)
+
+    def _fits(self, place: str, found: Record, commit: Commit) -> bool:
+        """Whether a record that was read some time ago may still be the one to commit on."""
+        now = self._times.now_ms()
+        old = found if found.is_live(now) else NOTHING
+        if commit.expected is not None and commit.expected != old.commits.version:
+            return False
+        return not self._leases.is_held_by_another(place, found.lease, commit.owner)
+
+    def _refuse(self, key: Key, place: str, found: Record, old: Record, commit: Commit, now: int) -> None:
+        """Raise what keeps a commit that is not stored yet from being stored."""
+        expected, version = commit.expected, old.commits.version
+        if expected is not None and expected != version:
+            self._records.keep(place, found)
+            if old is NOTHING:
+                raise SessionNotFoundError(f"{name_of(key)} does not exist, was deleted, or is past its time")
+            raise _overtaken(key, commit, expected, version.revision)
+        if self._leases.is_held_by_another(place, found.lease, commit.owner):
+            assert found.lease is not None
+            raise SessionBusyError(f"{name_of(key)} is held by {found.lease.owner}; nothing was stored")
+
+    async def _plan(self, key: Key, found: Record, commit: Commit, now: int) -> Plan:
+        place = partition(key)
+        old = found if found.is_live(now) else NOTHING
+        planner = Planner(self._requests, place, key, found, commit, now)
+        gone_at = planner.gone_at(old, commit, now)
+        stays = await keep_alive(self._requests, place, old, gone_at, now) if old is not NOTHING else None
+        return await planner.plan(stays)
+
+    async def _stored(self, key: Key, place: str, plan: Plan, old: Record, now: int) -> Committed:
+        """What follows a commit that is stored: its last steps, which anybody else would do as well."""
+        record = plan.record
+        self._leases.observe(place, record.lease)
+        self._records.keep(place, record)
+        with suppress(StoreUnavailableError, Torn):
+            if plan.is_staged:
+                self._records.forget(place)
+                record = read_record(key, await self._requests.get(place))
+                while record.stage is not None:
+                    record = await self._stages.finish(key, place, record)
+            await self._stages.sweep(place, record, now)
+        return Committed(plan.record.commits.version, old.commits.version, plan.record.row(None), plan.heads)
+
+    async def commit_status(self, key: Key, commit_id: bytes, *, since: Version) -> CommitStatus:
+        """See `Store.commit_status`."""
+        record = read_record(key, await self._requests.get(partition(key)))
+        if not record.is_live(self._times.now_ms()):
+            return "not_stored" if since == ABSENT else "unknown"
+        return record.commits.status(commit_id, since)
+
+    # ------------------------------------------------------------------------------------------------- leases
+
+    async def renew(self, key: Key, owner: str, ms: int) -> bool:
+        """See `Store.renew`."""
+        record = await self._leases.renew(key, owner, ms)
+        if record is None:
+            return False
+        self._records.keep(partition(key), record)
+        return True
+
+    async def release(self, key: Key, owner: str) -> None:
+        """See `Store.release`."""
+        record = await self._leases.release(key, owner)
+        if record is not None:
+            self._records.keep(partition(key), record)
+            await self._stages.sweep(partition(key), record, self._times.now_ms())
+
+    async def unlock(self, key: Key) -> Lease | None:
+        """See `Store.unlock`."""
+        self._records.forget(partition(key))
+        return await self._leases.unlock(key)
+
+    async def wait(self, key: Key, owner: str, seconds: float) -> None:
+        """See `Store.wait`. It only lets time go by: DynamoDB wakes nobody. 100 ms first, a second later on."""
+        await self._leases.wait(owner, seconds)
+
+    # ------------------------------------------------------------------------------------------------- lifecycle
+
+    async def delete(self, key: Key, write_id: bytes) -> bool:
+        """See `Store.delete`. One write takes the session out of reach; its items are deleted after it."""
+        place = partition(key)
+        self._records.forget(place)
+        record = read_record(key, await self._requests.get(place))
+        while True:
+            now = self._times.now_ms()
+            kept = remembered(record.deletions, now)
+            for deletion in kept:
+                if deletion.write_id == write_id:
+                    return deletion.existed
+            existed = record.is_live(now)
+            kept.append(Deletion(write_id, now + _DELETES_REMEMBERED_MS, existed))
+            try:
+                item = await self._end(place, record, kept, existed, now)
+            except Refused as refused:
+                record = read_record(key, refused.item)
+                continue
+            if existed:
+                self._leases.observe(place, None)
+            await self._stages.sweep(place, read_record(key, item), now)
+            return existed
+
+    async def _end(self, place: str, record: Record, deletions: list[Deletion], existed: bool, now: int) -> Item:
+        change = Change().set("dm", binary(msgspec.msgpack.encode(deletions)))
+        if record.deletions:
+            condition = "dm = :dm_was"
+            change.given(dm_was=binary(record.deletions))
+        else:
+            condition = "attribute_not_exists(dm)"
+        if not record.life.id:
+            condition += " AND attribute_not_exists(c)"
+            change.stay_for(seconds(now) + DAY)
+            return await self._requests.update(place, change.expression, change.values, condition)
+        condition += " AND c = :was"
+        change.given(was=binary(record.commits.ids)).end_life()
+        recent = existed and record.lease is not None and now - record.lease.since < 2 * _READ_UNSEEN_MS
+        not_before = record.lease.since + 2 * _READ_UNSEEN_MS if recent and record.lease is not None else 0
+        change.add("gb", frozenset((garbage(record.life.everything, not_before),)))
+        change.set("x", number(_NEVER))  # until all is swept
+        if existed:
+            change.lease(None)
+        return await self._requests.update(place, change.expression, change.values, condition)
+
+    async def find(
+        self,
+        tenant: str,
+        kind: Kind,
+        *,
+        belongs_to: str | None = None,
+        limit: int = 50,
+        cursor: Cursor | None = None,
+    ) -> Page:
+        """See `Store.find`."""
+        now = self._times.now_ms()
+        return await self._listing.find(tenant, kind, now, belongs_to=belongs_to, limit=limit, cursor=cursor)
+
+    async def count(self, tenant: str, kind: Kind, *, belongs_to: str | None = None) -> int:
+        """See `Store.count`."""
+        return await self._listing.count(tenant, kind, self._times.now_ms(), belongs_to=belongs_to)
+
+    async def scan(self, *, limit: int = 100, cursor: bytes | None = None) -> Keys:
+        """See `Store.scan`. It reads the whole table, and sweeps what dead commits and deletions have left."""
+        now = self._times.now_ms()
+        keys, to_sweep = await self._listing.scan(now, limit=limit, cursor=cursor)
+        for place, record in to_sweep:
+            await self._stages.sweep(place, record, now)
+        return keys
+
+    async def detach(self) -> None:
+        """See `Store.detach`."""
+        await self._clients.detach()
+
+    async def aclose(self) -> None:
+        """See `Store.aclose`."""
+        await self._clients.aclose()
+
+
+def _opened(
+    record: Record, contents: Contents, now: int, granted: bool, held: Lease | None, known: Known | None
+) -> Opened:
+    return Opened(
+        now=now,
+        version=record.commits.version,
+        row=record.row(contents.fields),
+        granted=granted,
+        lease=held,
+        continues=known is not None and record.commits.has(known.version),
+        values=contents.values,
+        log_heads=record.heads(),
+        collections=record.filled_collections(),
+        logs=contents.logs,
+        entries=contents.entries,
+        ranges=contents.ranges,
+    )
+
+
+def _repeated(commit: Commit, revision: int) -> Committed:
+    previous = commit.expected if commit.expected is not None else ABSENT
+    return Committed(Version(revision, commit.id), previous, None, {}, repeated=True)
+
+
+def _overtaken(key: Key, commit: Commit, expected: Version, revision: int) -> SessionError:
+    if revision - expected.revision > COMMITS_REMEMBERED:
+        return CommitUnknownError(
+            f"{name_of(key)} is at revision {revision} and does not remember back to {expected.revision + 1}, "
+            "which this commit would have been: read it and see",
+            commit_id=commit.id.hex(),
+        )
+    return SessionConflictError(
+        f"{name_of(key)} is at revision {revision}, not at the expected {expected.revision}: open it again"
+    )
+
+
+def _state_lost(key: Key) -> StateLostError:
+    return StateLostError(
+        f"a part of {name_of(key)} that its record counts is no longer in the table (deleted by hand, or by another "
+        "program's TTL)"
+    )

@@ -1,0 +1,304 @@
+"""What a commit changes: a new record, and the items to put and to delete."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import msgspec
+from msgspec import Struct, field
+
+from agent_sessions.errors import CommitTooLargeError
+from agent_sessions.stores.base import CollectionChange, Commit, Discreet, Key, LogChange, LogHead, Part
+from agent_sessions.stores.commit_ring import CommitRing
+from agent_sessions.stores.dynamodb.expiry import expiry_of, sooner
+from agent_sessions.stores.dynamodb.keys import Life, Span
+from agent_sessions.stores.dynamodb.payloads import PIECE_BYTES, Large, Pieces, large_of, with_expiry
+from agent_sessions.stores.dynamodb.reading import Reader
+from agent_sessions.stores.dynamodb.records import NOTHING, Held, Record, name_of, new_lease
+from agent_sessions.stores.dynamodb.requests import Item, Requests
+
+MOST_WRITES = 99
+"""The most items of a transaction, without the record."""
+
+MOST_BYTES = 3 << 20
+"""The most bytes of payloads in one transaction. The limit of the service, 4 MB, counts names and the rest as well."""
+
+_SMALL_BYTES = 16_384
+"""Where a commit has more than a transaction takes, payloads above this go into pieces."""
+
+_MOST_PARTS_BYTES = 300_000
+
+
+class Op(Discreet, Struct, array_like=True):
+    """An item to put, or, without data, to delete."""
+
+    sort_key: bytes
+    data: bytes | None = None
+    large: bytes | None = None
+    """Where the data is instead: `Large`, encoded."""
+    numbers: dict[str, int] = field(default_factory=dict)
+    tag: bytes | None = None
+
+    def write(self, partition: str, expires: int | None) -> Item:
+        """As a write of a transaction."""
+        item: Item = {"p": {"S": partition}, "k": {"B": self.sort_key}}
+        if self.data is None and self.large is None:
+            return {"Delete": {"Key": item}}
+        item |= {name: {"N": str(value)} for name, value in self.numbers.items()}
+        if self.tag is not None:
+            item["m"] = {"B": self.tag}
+        if self.large is not None:
+            item["o"] = {"B": self.large}
+        else:
+            item["b"] = {"B": self.data}
+        return {"Put": {"Item": with_expiry(item, expires)}}
+
+
+class Plan(Discreet, Struct):
+    """A commit, worked out for the record that was found."""
+
+    found: Record
+    record: Record
+    ops: list[Op]
+    pieces: Pieces
+    expires: int | None
+    garbage: frozenset[bytes]
+    heads: dict[Part, LogHead]
+
+    @property
+    def is_staged(self) -> bool:
+        """Whether it is more than a transaction takes."""
+        return len(self.ops) > MOST_WRITES or sum(len(op.data or b"") for op in self.ops) > MOST_BYTES
+
+
+def garbage(span: Span, not_before: int = 0) -> bytes:
+    """A range of items that nobody can reach any more, to be swept; not before a time, if somebody may be reading."""
+    return msgspec.msgpack.encode([*span, not_before])
+
+
+class Planner:
+    """Works a commit out."""
+
+    def __init__(self, requests: Requests, partition: str, key: Key, found: Record, commit: Commit, now: int) -> None:
+        self._requests = requests
+        self._partition = partition
+        self._key = key
+        self._found = found
+        self._commit = commit
+        self._now = now
+        self._old = found if found.is_live(now) else NOTHING
+        self._reader = Reader(requests, partition, self._old)
+        self._life = self._old.life if self._old.life.id else Life(commit.id)
+        self._parts = self._old.parts.copy()
+        self._revision = self._old.commits.revision + 1
+        self._ops: dict[bytes, Op] = {}
+        self._garbage: set[bytes] = set()
+        self._heads: dict[Part, LogHead] = {}
+
+    async def plan(self, stays_until: int | None) -> Plan:
+        """The commit as a plan.
+
+        Args:
+            stays_until: Until when all items that there are stay.
+
+        Raises:
+            CommitTooLargeError: The session has too many parts.
+            Torn: The record was changed meanwhile.
+        """
+        commit = self._commit
+        self._put_values(commit.values, await self._large_values(commit))
+        for part, log in commit.logs.items():
+            self._heads[part] = await self._change_log(part, log)
+        for part, collection in commit.collections.items():
+            await self._change_collection(part, collection)
+        if commit.fields:
+            await self._change_fields()
+        pieces = self._cut()
+        gone_at = self.gone_at(self._old, commit, self._now)
+        expires = expiry_of(gone_at, self._now)
+        record = Record(
+            life=self._life,
+            commits=self._commits(),
+            parts=self._parts,
+            started_at=self._old.started_at or self._now,
+            active_at=self._old.active_at if commit.maintenance else self._now,
+            gone_at=gone_at,
+            stays_until=expires if self._old is NOTHING else sooner(stays_until, expires),
+            record_tag=commit.id if commit.fields or self._old is NOTHING else self._old.record_tag,
+            belongs_to=commit.belongs_to if self._old.belongs_to is None else self._old.belongs_to,
+            lease=self._lease(),
+            pending=self._found.pending,
+            garbage=self._found.garbage | self._garbage,
+            deletions=self._found.deletions,
+        )
+        if len(msgspec.msgpack.encode(self._parts)) > _MOST_PARTS_BYTES:
+            message = f"{name_of(self._key)} would have more namespaces, logs and collections than its record can name"
+            raise CommitTooLargeError(message)
+        return Plan(
+            self._found, record, list(self._ops.values()), pieces, expires, frozenset(self._garbage), self._heads
+        )
+
+    @staticmethod
+    def gone_at(old: Record, commit: Commit, now: int) -> int | None:
+        """When the key goes, after a commit."""
+        if commit.maintenance:
+            return old.gone_at
+        return None if commit.ttl_ms is None else now + commit.ttl_ms
+
+    def _commits(self) -> CommitRing:
+        ring = CommitRing(self._old.commits.ids, self._old.commits.revision)
+        ring.add(self._commit.id)
+        return ring
+
+    def _lease(self) -> Held | None:
+        commit, held = self._commit, self._found.lease
+        if commit.hold_ms is None:
+            return None
+        goes_on = held is not None and held.owner == commit.owner and held.until > self._now
+        return new_lease(commit.owner, commit.hold_ms, self._now, held.since if goes_on and held else self._now)
+
+    # ------------------------------------------------------------------------------------------------- values
+
+    def _put_values(self, values: dict[Part, bytes | None], large: dict[bytes, Large]) -> None:
+        for part, data in values.items():
+            known = self._parts.namespace(part.namespace)
+            if data is None and (known is None or not self._parts.namespaces[known].revision):
+                continue
+            number = self._parts.ensure_namespace(part.namespace)
+            self._parts.namespaces[number].revision = self._revision
+            self._put(self._life.value(number, part.name), data, large, r=self._revision)
+
+    async def _large_values(self, commit: Commit) -> dict[bytes, Large]:
+        """Those of the values about to be replaced that lie in pieces."""
+        numbers = {part: self._old.parts.namespace(part.namespace) for part in commit.values}
+        return await self._large(
+            [
+                self._life.value(number, part.name)
+                for part, number in numbers.items()
+                if number is not None and self._old.parts.namespaces[number].has_large
+            ]
+        )
+
+    async def _large(self, sort_keys: list[bytes]) -> dict[bytes, Large]:
+        found = await self._requests.get_all([(self._partition, sort_key) for sort_key in sort_keys], only="o")
+        return {sort_key: ref for (_, sort_key), item in found.items() if (ref := large_of(item)) is not None}
+
+    def _put(self, sort_key: bytes, data: bytes | None, large: dict[bytes, Large], **numbers: int) -> None:
+        """Put an item, or delete it, and leave what it had in pieces to the sweep."""
+        self._ops[sort_key] = Op(sort_key, data, numbers=numbers)
+        ref = large.get(sort_key)
+        if ref is not None:
+            self._garbage.add(garbage(self._life.pieces(ref.stage, ref.first, ref.count)))
+
+    # ------------------------------------------------------------------------------------------------- logs
+
+    async def _change_log(self, part: Part, change: LogChange) -> LogHead:
+        known = self._parts.log(part)
+        if known is None and not change.append:
+            return LogHead(0, 0)
+        number = self._parts.ensure_log(part)
+        log = self._parts.logs[number]
+        kept = 0 if change.clear else max(0, log.count - change.pop)
+        if kept < log.count:
+            await self._cut_log(number, kept)
+        if change.append:
+            first = log.assigned + 1
+            self._put(
+                self._life.frame(number, self._revision),
+                msgspec.msgpack.encode(change.append),
+                {},
+                i=log.count,
+                q=first,
+                n=len(change.append),
+            )
+            log.count += len(change.append)
+            log.last = log.assigned = log.assigned + len(change.append)
+        return log.head
+
+    async def _cut_log(self, number: int, kept: int) -> None:
+        log = self._parts.logs[number]
+        if kept:
+            *dead, oldest = await self._reader.frames_from(number, kept - 1)
+            log.last = oldest.number + kept - 1 - oldest.at
+            self._garbage.update(garbage((sort_key, sort_key)) for sort_key in (frame.item["k"]["B"] for frame in dead))
+        else:
+            self._garbage.add(garbage(self._life.frames(number, log.first_frame, self._revision - 1)))
+            log.last, log.first_frame = 0, self._revision
+        log.count, log.cut_at = kept, self._revision
+
+    # ------------------------------------------------------------------------------------------------- collections
+
+    async def _change_collection(self, part: Part, change: CollectionChange) -> None:
+        known = self._parts.collection(part)
+        was_filled = known is not None and self._parts.collections[known].revision > 0
+        puts = {key: data for key, data in change.entries.items() if data is not None}
+        if not puts and not was_filled:
+            return
+        number = self._parts.ensure_collection(part)
+        collection = self._parts.collections[number]
+        entries = {self._life.entry(number, key): data for key, data in change.entries.items()}
+        large: dict[bytes, Large] = {}
+        if was_filled:
+            for prefix in change.delete_prefixes:
+                found = await self._requests.query_all(self._partition, self._life.entries(number, prefix), only="k, o")
+                for item in found:
+                    entries.setdefault(item["k"]["B"], None)
+                    if (ref := large_of(item)) is not None:
+                        large[item["k"]["B"]] = ref
+            if collection.has_large:
+                large |= await self._large([sort_key for sort_key in entries if sort_key not in large])
+            if not puts and not await self._any_left(number, set(entries)):
+                collection.revision = 0
+        for sort_key, data in entries.items():
+            if data is not None or was_filled:
+                self._put(sort_key, data, large, r=self._revision)
+        if puts or collection.revision:
+            collection.revision = self._revision
+
+    async def _any_left(self, number: int, deleted: set[bytes]) -> bool:
+        """Whether a collection has other entries than these: of one more than these, one must be another."""
+        limit = min(len(deleted) + 1, 1000)
+        async for page in self._requests.query(self._partition, self._life.entries(number), limit=limit, only="k"):
+            if any(item["k"]["B"] not in deleted for item in page):
+                return True
+        return False
+
+    # ------------------------------------------------------------------------------------------------- fields
+
+    async def _change_fields(self) -> None:
+        fields = await self._reader.fields()
+        large = await self._large([self._life.fields]) if self._old.parts.has_large_fields else {}
+        for name, data in self._commit.fields.items():
+            if data is None:
+                fields.pop(name, None)
+            else:
+                fields[name] = data
+        self._put(self._life.fields, msgspec.msgpack.encode(fields), large)
+        self._ops[self._life.fields].tag = self._commit.id
+        self._parts.has_fields, self._parts.has_large_fields = True, False
+
+    # ------------------------------------------------------------------------------------------------- sizes
+
+    def _cut(self) -> Pieces:
+        """Move into pieces what an item can't hold, and, of a commit that a transaction can't, all but the small."""
+        pieces = Pieces(self._life, os.urandom(8))
+        self._move(pieces, PIECE_BYTES)
+        if sum(len(op.data or b"") for op in self._ops.values()) > MOST_BYTES:
+            self._move(pieces, _SMALL_BYTES)
+        return pieces
+
+    def _move(self, pieces: Pieces, above: int) -> None:
+        for sort_key, op in self._ops.items():
+            if op.data is not None and len(op.data) > above:
+                op.large, op.data = pieces.put(op.data), None
+                self._mark(sort_key)
+
+    def _mark(self, sort_key: bytes) -> None:
+        """Say of a namespace or a collection that something in it lies in pieces: who replaces it must look."""
+        kind, number = sort_key[8:9], int.from_bytes(sort_key[9:13])
+        if kind == b"T":
+            self._parts.has_large_fields = True
+        marked: Any = {b"V": self._parts.namespaces, b"C": self._parts.collections}.get(kind)
+        if marked is not None:
+            marked[number].has_large = True

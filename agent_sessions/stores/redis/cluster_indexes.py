@@ -1,0 +1,300 @@
+"""Listings on a cluster: the indexes may be on another node than a session, so their places follow its commits.
+
+A session is entered before it is made and leaves after it was deleted, so none is ever missing. A later turn moves its
+place beside its commit, which takes no time of its own. What a crash in between leaves behind is put right by the next
+turn, or by the listing that meets it: it reads the sessions themselves, and goes by what they say.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
+from contextvars import Context
+from random import random
+from typing import Any, NamedTuple, TypeVar
+
+from agent_sessions.errors import StoreUnavailableError
+from agent_sessions.stores.base import ABSENT, Commit, Committed, Cursor, Found, Key, Keys
+from agent_sessions.stores.redis import scripts
+from agent_sessions.stores.redis.connections import Clients, Cluster, LoopClient
+from agent_sessions.stores.redis.connections.cluster import SLOTS, claimed_slots
+from agent_sessions.stores.redis.connections.servers import Address
+from agent_sessions.stores.redis.indexes import Indexes, Listing, Met, Store
+from agent_sessions.stores.redis.keys import KeyNames, Names, decode, encode, user_id, user_of
+from agent_sessions.stores.redis.places import (
+    LAST_OF_A_LIFE,
+    NEVER,
+    STAMP_FIELDS,
+    Change,
+    Order,
+    Place,
+    Stamp,
+    pack_count,
+    row_of,
+)
+from agent_sessions.stores.redis.registry import Registry
+
+logger = logging.getLogger("agent_sessions")
+
+T = TypeVar("T")
+
+PATIENCE_S = 1.0
+"""So much longer than the commit itself its place may take. If the indexes are away, a listing puts it right."""
+
+CLOCKS_DIFFER_MS = 1000
+"""A place goes by the clock of the node with the index, a record by that of its own node."""
+
+SWEEPS = 1 / 16
+"""Of those who make a session, so many look for places past their time, so that no index grows for ever."""
+
+_MOST_SLOTS, _SLOTS_A_PAGE = 256, 2048
+_ALL = b"1000000000"
+"""More keys than a slot has."""
+
+
+class _Fix(NamedTuple):
+    belongs_to: bytes
+    change: Change
+
+
+class ClusterIndexes(Indexes):
+    """The indexes of a cluster."""
+
+    are_elsewhere = True
+
+    def __init__(self, clients: Clients, names: Names, now: Callable[[], int], cluster: Cluster) -> None:
+        super().__init__(clients, names, now)
+        self._cluster = cluster
+        self._under_way: set[asyncio.Task[Any]] = set()
+
+    # ------------------------------------------------------------------------------------------------- they follow
+
+    async def along(self, key: Key, commit: Commit, held: Registry | None, store: Store) -> Committed:
+        """See `Indexes.along`."""
+        names, user = self._names.of(key), user_id(commit.belongs_to)
+        users = {user} - {b""}
+        is_known = held is not None and held.version.revision > 0 and commit.expected != ABSENT
+        if held is not None and is_known and (held.belongs_to or not user):
+            committed = await self._beside(names, commit, held, store)
+            if committed is not None:
+                return committed
+            users |= {held.belongs_to} - {b""}  # whose place was moved
+        exists = commit.expected is not None and commit.expected != ABSENT
+        if user or not exists:  # it is about to get a place
+            await self._enter(names, user)
+        stored = await store(False)
+        assert stored is not None
+        belongs_to = await self._set(names, stored)
+        if belongs_to is not None:
+            for other in users - {belongs_to}:
+                await self._settled(self._change(names, other, [Change(b"W", names.member)]))
+        if stored.previous == ABSENT and random() < SWEEPS:
+            self._start(self._sweep_all(key, user_of(user)))
+        return stored
+
+    async def _enter(self, names: KeyNames, user: bytes) -> None:
+        try:
+            await self._change(names, user, [Change(b"E", names.member)])
+        except StoreUnavailableError as error:
+            error.maybe_done = False  # of the commit
+            raise
+
+    async def _beside(self, names: KeyNames, commit: Commit, held: Registry, store: Store) -> Committed | None:
+        """A later turn: both at once. None: the session does not exist any more."""
+        order = Order(held.started_at, (commit.expected or held.version).revision + 1)
+        ttl = NEVER if commit.ttl_ms is None else commit.ttl_ms
+        move = Change(b"M", names.member, order, gone_at=ttl)
+        moving = self._start(self._change(names, held.belongs_to, [move]))
+        committed = await store(True)
+        moved = await self._settled(moving)
+        if committed is None or moved is None:
+            return committed
+        row = committed.row
+        as_expected = row is None or Order(row.started_at, committed.version.revision) == order
+        if not as_expected or moved != [1]:
+            await self._set(names, committed)
+        return committed
+
+    async def _set(self, names: KeyNames, committed: Committed) -> bytes | None:
+        """Give a session the place that its commit, or by now its record, says; return whose it is, if it exists."""
+        row = committed.row
+        if row is None:
+            return await self._settled(self._set_as_read(names))
+        stamp = Stamp.of(row, committed.version.revision, user_id(row.belongs_to))
+        await self._settled(self._change(names, stamp.belongs_to, [Change.by(stamp, b"S", names.member)]))
+        return stamp.belongs_to
+
+    async def _set_as_read(self, names: KeyNames) -> bytes | None:
+        client = self._clients.current()
+        (fields,) = await client.query([(b"HMGET", names.main, *STAMP_FIELDS)])
+        stamp = Stamp.read(fields, 0)
+        if stamp is None:
+            return None
+        await self._change(names, stamp.belongs_to, [Change.by(stamp, b"S", names.member)])
+        return stamp.belongs_to
+
+    async def extended(self, key: Key) -> None:
+        """See `Indexes.extended`."""
+        await self._settled(self._set_as_read(self._names.of(key)))
+
+    async def left(self, key: Key, existed: bool, started_at: int, belongs_to: bytes) -> None:
+        """See `Indexes.left`."""
+        names = self._names.of(key)
+        change = Change(b"F", names.member)
+        if existed:
+            change = Change(b"L", names.member, Order(started_at, LAST_OF_A_LIFE))
+        await self._settled(self._change(names, belongs_to, [change]))
+
+    # ------------------------------------------------------------------------------------------------- they are read
+
+    async def _meet(
+        self, client: LoopClient, listing: Listing, places: list[Place], now: int, *, is_end: bool
+    ) -> list[Met]:
+        """See `Indexes._meet`. What stands too far in front is met again at its right place, or listed there."""
+        met, sorts = [], False
+        for (cursor, end), raw in await self._read(client, listing, places):
+            id = encode(cursor.id)
+            row = row_of(listing.key(cursor.id), raw, now)
+            if row is None:
+                met.append(Met(cursor, None, _Fix(user_id(listing.belongs_to), Change(b"F", id))))
+                continue
+            if listing.belongs_to not in (None, row.belongs_to):
+                met.append(Met(cursor, None, _Fix(user_id(listing.belongs_to), Change(b"W", id))))
+                continue
+            stamp = Stamp.of(row, int(raw[b"v"]), raw.get(b"b", b""))
+            found = Found(cursor.id, row)
+            right = Cursor(row.active_at, cursor.id)
+            fix = _Fix(stamp.belongs_to, Change.by(stamp, b"S", id))
+            if cursor.active_at - row.active_at > CLOCKS_DIFFER_MS:
+                is_here = is_end or _order(right) > _order(places[-1].cursor)
+                met.append(Met(right, found if is_here else None, fix))
+                sorts = True
+            elif row.active_at - cursor.active_at > CLOCKS_DIFFER_MS or _differs(end, stamp.end):
+                met.append(Met(cursor, found, fix, may_wait=True))
+            else:
+                met.append(Met(cursor, found))
+        return sorted(met, key=lambda one: _order(one.cursor), reverse=True) if sorts else met
+
+    async def _fix(self, client: LoopClient, listing: Listing, fixes: list[_Fix]) -> None:
+        scope = self._names.once(listing.key(""))
+        by_user: dict[bytes, list[Change]] = {}
+        for belongs_to, change in fixes:
+            by_user.setdefault(belongs_to, []).append(change)
+        await asyncio.gather(*(self._change(scope, user, changes) for user, changes in by_user.items()))
+
+    async def count(self, listing: Listing) -> int:
+        """See `Store.count`. Of places past their time those are told that may be wrong about it."""
+        number, put_right = await self._sweep(listing)
+        return (await self._sweep(listing))[0] if put_right else number
+
+    async def _sweep_all(self, key: Key, belongs_to: str | None) -> None:
+        for user in {None, belongs_to}:
+            await self._sweep(Listing(key.tenant, key.kind, user))
+
+    async def _sweep(self, listing: Listing) -> tuple[int, int]:
+        """Count, and look after places past their time; return the number, and how many of the places were wrong."""
+        client = self._clients.current()
+        indexes, now = self._names.indexes(*listing), self._now()
+        number, *ids = await client.run(scripts.COUNT, indexes, [pack_count(now, takes=False)])
+        if not ids:
+            return int(number), 0
+        mains = [self._names.once(listing.key(decode(id))).main for id in ids]
+        records = await client.query([(b"HMGET", main, *STAMP_FIELDS) for main in mains])
+        now = await self._time(client)
+        fixes = []
+        for id, fields in zip(ids, records, strict=True):
+            stamp = Stamp.read(fields, now)
+            if stamp is None:
+                fixes.append(_Fix(user_id(listing.belongs_to), Change(b"F", id)))
+            elif listing.belongs_to not in (None, user_of(stamp.belongs_to)):
+                fixes.append(_Fix(user_id(listing.belongs_to), Change(b"W", id)))
+            else:
+                fixes.append(_Fix(stamp.belongs_to, Change.by(stamp, b"S", id)))
+        await self._fix(client, listing, fixes)
+        return int(number), sum(fix.change.what == b"S" for fix in fixes)
+
+    async def scan(self, limit: int, cursor: bytes | None) -> Keys:
+        """See `Store.scan`. It goes slot by slot, so a cursor stays good whichever node has them by then."""
+        client = self._clients.current()
+        begun = slot = int.from_bytes(cursor or b"")
+        mains: list[bytes] = []
+        number = 1
+        while slot < SLOTS and len(mains) < limit and slot - begun < _SLOTS_A_PAGE:
+            slots = range(slot, min(slot + number, SLOTS))
+            mains += self._names.mains(await self._keys_in(client, slots))
+            slot, number = slots.stop, min(2 * number, _MOST_SLOTS)
+        live = await self._live(client, mains)
+        await self._restore(client, live)
+        return Keys([key for key, _ in live], None if slot >= SLOTS else slot.to_bytes(2))
+
+    async def _keys_in(self, client: LoopClient, slots: range) -> list[bytes]:
+        """All keys in these slots. One that is being moved is on two nodes: what its owner lacks, the other has."""
+        servers = await client.servers()
+        owned = {server: {slot for slot in slots if self._cluster.owner(slot) == server} for server in servers}
+        found = await self._ask_for_keys(client, owned)
+        claimed = await asyncio.gather(*(client.query_at(server, [(b"CLUSTER", b"NODES")]) for server in servers))
+        others = {
+            server: claimed_slots(nodes).intersection(slots) - owned[server]
+            for server, (nodes,) in zip(servers, claimed, strict=True)
+        }
+        return list(dict.fromkeys([*found, *await self._ask_for_keys(client, others)]))
+
+    async def _ask_for_keys(self, client: LoopClient, slots: Mapping[Address, Iterable[int]]) -> list[bytes]:
+        asked = {server: [_keys_of(slot) for slot in some] for server, some in slots.items() if some}
+        replies = await asyncio.gather(*(client.query_at(server, commands) for server, commands in asked.items()))
+        return [name for reply in replies for names in reply for name in names]
+
+    async def _restore(self, client: LoopClient, live: list[tuple[Key, Stamp]]) -> None:
+        by_index: dict[tuple[bytes, bytes], tuple[KeyNames, list[Change]]] = {}
+        for key, stamp in live:
+            names = self._names.once(key)
+            _, changes = by_index.setdefault((names.scope, stamp.belongs_to), (names, []))
+            changes.append(Change.by(stamp, b"R", names.member))
+        await asyncio.gather(*(self._change(names, user, changes) for (_, user), (names, changes) in by_index.items()))
+
+    # ------------------------------------------------------------------------------------------------- helpers
+
+    async def _change(self, scope: KeyNames, user: bytes, changes: Sequence[Change]) -> list[int]:
+        """Change places of a tenant's sessions of a kind, and of one user, if it is one's; return what came of each."""
+        keys = [scope.active_index, scope.gone_index, scope.orders]
+        if user:
+            keys += scope.user_indexes(user)
+        arguments = [word for change in changes for word in change.packed()]
+        client = self._clients.current()
+        return list(await client.run(scripts.INDEX, keys, [scripts.pack_now(self._now()), *arguments]))
+
+    def _start(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T | None]:
+        """Start what a turn need not wait for. If it fails, a listing puts it right."""
+
+        async def attempt() -> T | None:
+            try:
+                return await work
+            except StoreUnavailableError as error:
+                logger.info("a place in a listing could not be changed, and will be put right later: %s", error)
+                return None
+
+        task = asyncio.get_running_loop().create_task(attempt(), context=Context())
+        self._under_way.add(task)
+        task.add_done_callback(self._under_way.discard)
+        return task
+
+    async def _settled(self, work: Coroutine[Any, Any, T] | asyncio.Task[T | None]) -> T | None:
+        """Wait for it a little; None if it failed, or takes longer."""
+        task = work if isinstance(work, asyncio.Task) else self._start(work)
+        if not task.done():
+            await asyncio.wait((task,), timeout=PATIENCE_S)
+        return task.result() if task.done() and not task.cancelled() else None
+
+
+def _order(cursor: Cursor) -> tuple[int, bytes]:
+    return cursor.active_at, encode(cursor.id)
+
+
+def _differs(end: float | None, right: float) -> bool:
+    """Whether a place has another end than its session. Not so much that clocks explain it."""
+    return end is None or (end != right and abs(end - right) > CLOCKS_DIFFER_MS)
+
+
+def _keys_of(slot: int) -> tuple[bytes, ...]:
+    return b"CLUSTER", b"GETKEYSINSLOT", b"%d" % slot, _ALL

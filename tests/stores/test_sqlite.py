@@ -1,0 +1,454 @@
+"""The SQLite store: the conformance suite, and what only a file has."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import os
+import stat
+import statistics
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from agent_sessions.clock import Clock
+from agent_sessions.errors import FormatTooNewError, SessionNotFoundError, StateLostError
+from agent_sessions.stores.base import (
+    CollectionChange,
+    Commit,
+    Key,
+    LeaseWanted,
+    LogWanted,
+    Store,
+    Version,
+    Wanted,
+)
+from agent_sessions.stores.sqlite import SQLiteStore
+from agent_sessions.testing import FakeClock, ServedInOrder, StoreConformance
+
+from .sqlite_files import (
+    CART,
+    CHECKPOINTS,
+    KEY,
+    LOG,
+    append,
+    beside,
+    change,
+    query,
+    read_log,
+    read_values,
+    size,
+    take,
+)
+
+
+class TestSQLiteStore(ServedInOrder, StoreConformance):
+    """Each store with a thread and a connection of its own, on one file."""
+
+    EXAMPLES = 30
+
+    @pytest.fixture(autouse=True)
+    def _start(self, tmp_path: Path) -> None:
+        self.path = tmp_path / "sessions.db"
+
+    def make_store(self, clock: Clock) -> Store:
+        return SQLiteStore(self.path, clock=clock, synchronous="normal")
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "sessions.db"
+
+
+@pytest.fixture
+async def store(path: Path) -> AsyncIterator[SQLiteStore]:
+    store = SQLiteStore(path)
+    yield store
+    await store.aclose()
+
+
+@pytest.fixture
+async def other(path: Path) -> AsyncIterator[SQLiteStore]:
+    store = SQLiteStore(path)
+    yield store
+    await store.aclose()
+
+
+class Threads:
+    """The threads that stores have started since."""
+
+    def __init__(self) -> None:
+        self.before = threading.enumerate()
+
+    def count(self) -> int:
+        running = [thread for thread in threading.enumerate() if thread.name == "agent-sessions-sqlite"]
+        return len([thread for thread in running if thread not in self.before])
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    async with asyncio.timeout(20):
+        while not condition():  # noqa: ASYNC110 - it is asked of a file, or of a thread
+            await asyncio.sleep(0.01)
+
+
+# --------------------------------------------------------------------------------------------------- the file
+
+
+async def test_the_files_are_for_their_owner_alone(store: SQLiteStore, path: Path) -> None:
+    mask = os.umask(0)
+    try:
+        await store.commit(KEY, change())
+    finally:
+        os.umask(mask)
+    files = sorted(path.parent.iterdir())
+    assert [file.name for file in files] == ["sessions.db", "sessions.db-shm", "sessions.db-wal"]
+    assert {stat.S_IMODE(file.stat().st_mode) for file in files} == {0o600}
+
+
+async def test_what_is_stored_outlives_the_store(store: SQLiteStore, path: Path) -> None:
+    await store.commit(KEY, change(values={CART: b"apples"}, logs=append(b"hi")))
+    await store.aclose()
+    again = SQLiteStore(str(path))
+    assert await read_values(again, KEY) == {CART: b"apples"}
+    await again.aclose()
+
+
+async def test_a_path_is_taken_from_where_the_store_was_made(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(path.parent)
+    store = SQLiteStore(path.name)
+    monkeypatch.chdir("/")
+    await store.commit(KEY, change())
+    await store.aclose()
+    assert beside(path) == [path.name]
+
+
+@pytest.mark.parametrize("name", [":memory:", "file:a.db?mode=memory", "a%20b ?#.db", "séance.db"])
+async def test_a_name_is_nothing_but_a_name(tmp_path: Path, name: str) -> None:
+    store = SQLiteStore(tmp_path / name)
+    await store.commit(KEY, change())
+    await store.aclose()
+    assert beside(tmp_path / name) == [name]
+
+
+async def test_a_file_that_was_removed_is_made_again(store: SQLiteStore, path: Path) -> None:
+    version = (await store.commit(KEY, change(values={CART: b"apples"}))).version
+    for file in path.parent.iterdir():
+        file.unlink()
+    with pytest.raises(SessionNotFoundError):
+        await store.commit(KEY, change(expected=version))
+    await store.commit(KEY, change(logs=append(b"new")))
+    assert query(path, "SELECT revision FROM keys") == [(1,)]
+
+
+async def test_durable_is_what_the_settings_say(path: Path) -> None:
+    from agent_sessions import Settings
+    from agent_sessions.settings import SQLiteSettings
+    from agent_sessions.stores import open_store
+
+    assert Settings().sqlite.synchronous == "full"
+    store = open_store(Settings(type="sqlite", sqlite=SQLiteSettings(path=path, synchronous="normal")))
+    await store.commit(KEY, change())
+    await store.aclose()
+    assert beside(path) == [path.name]
+
+
+# --------------------------------------------------------------------------------------------------- closing
+
+
+async def test_closing_ends_the_thread_and_leaves_one_file(path: Path) -> None:
+    threads = Threads()
+    store = SQLiteStore(path)
+    await store.commit(KEY, change())
+    assert threads.count() == 1
+    await store.aclose()
+    assert threads.count() == 0
+    assert beside(path) == [path.name]
+    await store.aclose()
+
+
+async def test_a_closed_store_opens_again_when_it_is_used(store: SQLiteStore) -> None:
+    await store.commit(KEY, change(logs=append(b"1")))
+    await store.aclose()
+    await store.commit(KEY, change(logs=append(b"2")))
+    assert await read_log(store, KEY) == [b"1", b"2"]
+
+
+async def test_what_was_asked_for_before_closing_is_done(store: SQLiteStore) -> None:
+    commits = [asyncio.ensure_future(store.commit(KEY, change(logs=append(b"%d" % n)))) for n in range(50)]
+    await asyncio.sleep(0)
+    await store.aclose()
+    await asyncio.gather(*commits)
+    assert len(await read_log(store, KEY)) == 50
+
+
+def test_the_last_event_loop_that_leaves_closes_the_file(path: Path) -> None:
+    store, threads = SQLiteStore(path), Threads()
+
+    async def use() -> None:
+        await store.commit(KEY, change(logs=append(b"1")))
+
+    async def use_and_leave() -> None:
+        await use()
+        await store.detach()
+
+    asyncio.run(use_and_leave())
+    assert threads.count() == 0
+    with asyncio.Runner() as staying:
+        staying.run(use())
+        asyncio.run(use_and_leave())
+        assert threads.count() == 1
+        assert len(staying.run(read_log(store, KEY))) == 3
+    asyncio.run(use_and_leave())
+    assert threads.count() == 0
+
+
+async def test_a_store_that_nobody_closed_ends_with_its_last_reference(path: Path) -> None:
+    threads = Threads()
+    store = SQLiteStore(path)
+    await store.commit(KEY, change())
+    del store
+    gc.collect()
+    await until(lambda: threads.count() == 0)
+    assert beside(path) == [path.name]
+
+
+def test_a_process_that_closes_nothing_leaves_a_whole_file(path: Path) -> None:
+    script = (
+        "import asyncio, sys\n"
+        "from agent_sessions.stores.base import Commit, Key\n"
+        "from agent_sessions.stores.sqlite import SQLiteStore\n"
+        "store = SQLiteStore(sys.argv[1])\n"
+        "commit = Commit(id=b'12345678', owner='', expected=None)\n"
+        "asyncio.run(store.commit(Key('t', 'session', 's'), commit))\n"
+    )
+    subprocess.run([sys.executable, "-W", "error", "-c", script, str(path)], check=True, cwd=Path(__file__).parents[2])
+    assert beside(path) == [path.name]
+    assert query(path, "SELECT id, revision FROM keys") == [("s", 1)]
+
+
+# --------------------------------------------------------------------------------------------------- waiting
+
+
+async def test_a_waiter_of_another_process_is_woken_within_twenty_ms(store: SQLiteStore, other: SQLiteStore) -> None:
+    assert await _median_handover(store, other) < 0.02
+
+
+async def test_a_waiter_of_the_same_process_is_woken_within_twenty_ms(store: SQLiteStore) -> None:
+    assert await _median_handover(store, store) < 0.02
+
+
+async def _median_handover(holder: SQLiteStore, waiter: SQLiteStore) -> float:
+    delays = []
+    for turn in range(15):
+        ours, theirs = f"ours-{turn}", f"theirs-{turn}"
+        assert await take(holder, KEY, ours)
+        assert not await take(waiter, KEY, theirs, queue=True)
+        waiting = asyncio.ensure_future(waiter.wait(KEY, theirs, 5))
+        await asyncio.sleep(0.005 + 0.001 * turn)
+        begun = time.perf_counter()
+        await holder.release(KEY, ours)
+        await waiting
+        delays.append(time.perf_counter() - begun)
+        assert await take(waiter, KEY, theirs, queue=True)
+        await waiter.release(KEY, theirs)
+    return statistics.median(delays)
+
+
+async def test_who_has_no_place_in_the_queue_does_not_wait(store: SQLiteStore) -> None:
+    assert await take(store, KEY, "us")
+    async with asyncio.timeout(0.9):
+        await store.wait(KEY, "a stranger", 5)
+
+
+async def test_a_waiter_asks_again_when_the_lease_before_it_runs_out(store: SQLiteStore) -> None:
+    assert await take(store, KEY, "dead", ms=50)
+    assert not await take(store, KEY, "next", queue=True)
+    begun = time.monotonic()
+    async with asyncio.timeout(0.9):
+        while not await take(store, KEY, "next", queue=True):
+            await store.wait(KEY, "next", 5)
+    assert time.monotonic() - begun > 0.03
+
+
+async def test_many_turns_at_once_share_the_file(store: SQLiteStore) -> None:
+    keys = [Key("default", "session", f"s{number}") for number in range(200)]
+    await asyncio.gather(*(store.commit(key, change(logs=append(key.id.encode()))) for key in keys))
+    assert [await read_log(store, key) for key in keys] == [[key.id.encode()] for key in keys]
+
+
+async def test_of_turns_at_once_one_that_fails_takes_no_other_along(store: SQLiteStore) -> None:
+    keys = [Key("default", "session", f"s{number}") for number in range(20)]
+    wrong = change(values={CART: b"1"}, logs=append("not bytes"))  # type: ignore[arg-type]
+    wrong.logs[LOG].append.insert(0, {})  # type: ignore[arg-type]
+    done = await asyncio.gather(
+        *(store.commit(key, wrong if number == 7 else change()) for number, key in enumerate(keys)),
+        return_exceptions=True,
+    )
+    assert [number for number, result in enumerate(done) if isinstance(result, BaseException)] == [7]
+    assert (await store.open(keys[7])).row is None
+    assert await store.count("default", "session") == 19
+
+
+# --------------------------------------------------------------------------------------------------- sweeping
+
+
+def full(**changes: Any) -> Commit:
+    """A commit that makes a session of all sorts of parts."""
+    return change(
+        values={CART: b"v" * 5000},
+        logs=append(*[b"i" * 500] * 100),
+        collections={CHECKPOINTS: CollectionChange(entries={f"{number:03}": b"e" * 500 for number in range(100)})},
+        fields={"status": b"new"},
+        **changes,
+    )
+
+
+TABLES = ("value", "item", "entry", "part", "record", "dead", "waiter", "deletion")
+
+
+def rows_left(path: Path) -> dict[str, int]:
+    counted = {table: query(path, f"SELECT count(*) FROM {table}")[0][0] for table in ("keys", *TABLES)}
+    return {table: number for table, number in counted.items() if number}
+
+
+async def test_what_is_past_its_time_is_swept_with_all_its_parts(path: Path) -> None:
+    clock = FakeClock()
+    store = SQLiteStore(path, clock=clock)
+    await store.commit(KEY, full(ttl_ms=1_000_000))
+    for number in range(40):
+        await store.commit(Key("default", "session", f"old-{number}"), full(ttl_ms=1000, belongs_to="ann"))
+    await store.aclose()
+    large = size(path)
+    clock.advance(1)
+    assert await store.count("default", "session") == 1  # opens it, and so starts a sweep
+    kept = {"keys": 1, "value": 1, "item": 100, "entry": 100, "part": 3, "record": 1}
+    await until(lambda: rows_left(path) == kept)
+    assert await store.count("default", "session") == 1
+    assert await store.count("default", "session", belongs_to="ann") == 0
+    await until(lambda: query(path, "PRAGMA freelist_count")[0][0] <= 256)
+    assert len(await read_log(store, KEY)) == 100
+    await store.aclose()
+    assert size(path) < large / 2
+
+
+async def test_a_deleted_key_leaves_no_rows(path: Path) -> None:
+    clock = FakeClock()
+    store = SQLiteStore(path, clock=clock)
+    await store.commit(KEY, full())
+    assert await store.delete(KEY, os.urandom(8))
+    await store.commit(KEY, change(logs=append(b"new")))
+    await store.aclose()
+    clock.advance(60)
+    assert await read_log(store, KEY) == [b"new"]
+    await until(lambda: rows_left(path) == {"keys": 1, "item": 1, "part": 1})
+    await store.aclose()
+
+
+async def test_a_lease_on_an_absent_key_is_swept_when_it_ran_out(path: Path) -> None:
+    clock = FakeClock()
+    store = SQLiteStore(path, clock=clock)
+    assert await take(store, KEY, "us", ms=10_000)
+    assert not await take(store, KEY, "dead", queue=True)
+    await store.aclose()
+    clock.advance(10)
+    assert (await store.open(KEY)).row is None
+    await until(lambda: rows_left(path) == {})
+    await store.aclose()
+
+
+async def test_a_sweep_spares_what_is_leased_and_who_waits_for_it(path: Path) -> None:
+    clock = FakeClock()
+    store = SQLiteStore(path, clock=clock)
+    absent = KEY._replace(id="absent")
+    await store.commit(KEY, change(ttl_ms=1000))
+    assert await take(store, KEY, "us", ms=60_000)
+    assert await take(store, absent, "us", ms=1000)
+    clock.advance(1)
+    for owner in ("first", "second"):
+        assert not await take(store, KEY, owner, queue=True)
+        assert await take(store, absent, "them", ms=500)
+        assert not await take(store, absent, owner, queue=True)
+    clock.advance(1)
+    await store.commit(KEY._replace(id="swept"), change(ttl_ms=0))
+    await store.aclose()
+    assert (await store.open(KEY)).row is None
+    await until(lambda: query(path, "SELECT count(*) FROM keys WHERE id = 'swept'") == [(0,)])
+    for key in (KEY, absent):
+        assert not await take(store, key, "second", queue=key == absent)
+    assert await take(store, absent, "first", queue=True)
+    await store.aclose()
+
+
+async def test_the_log_of_changes_stays_small(store: SQLiteStore, path: Path) -> None:
+    await store.commit(KEY, change(values={CART: b"x" * 30_000_000}))
+    for _ in range(700):
+        await store.commit(KEY, change(logs=append(b"x" * 4000)))
+    assert size(path.with_name("sessions.db-wal")) <= 20_000_000
+    assert size(path) > 30_000_000
+
+
+# --------------------------------------------------------------------------------------------------- what it checks
+
+
+async def test_a_log_of_which_items_are_gone_is_state_lost_and_takes_no_lease(store: SQLiteStore, path: Path) -> None:
+    await store.commit(KEY, change(values={CART: b"apples"}, logs=append(b"1", b"2", b"3")))
+    query(path, "DELETE FROM item WHERE place = 2")
+    with pytest.raises(StateLostError, match="openai/items"):
+        await store.open(KEY, wanted=Wanted(logs=[LogWanted(LOG)]), lease=LeaseWanted("us", 1000, queue=False))
+    opened = await store.open(KEY)
+    assert opened.values == {CART.namespace: {CART.name: b"apples"}}
+    assert opened.lease is None
+    assert await read_log(store, KEY, limit=1) == [b"3"]
+
+
+async def test_a_key_of_a_later_format_is_refused_and_left_alone(store: SQLiteStore, path: Path) -> None:
+    await store.commit(KEY, change(values={CART: b"apples"}))
+    query(path, "UPDATE keys SET format = 99")
+    for operation in (store.open(KEY), store.commit(KEY, change()), store.delete(KEY, os.urandom(8))):
+        with pytest.raises(FormatTooNewError, match="99"):
+            await operation
+    query(path, "UPDATE keys SET format = 1")
+    assert await read_values(store, KEY) == {CART: b"apples"}
+
+
+async def test_listings_among_very_many_keys_are_quick(store: SQLiteStore, path: Path) -> None:
+    await store.commit(KEY, change(ttl_ms=1_000_000_000, belongs_to="ann"))
+    query(
+        path,
+        "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 100000)"
+        " INSERT INTO keys (tenant, kind, id, format, revision, commit_ids, started_at, active_at, gone_at, belongs_to,"
+        " record_tag) SELECT tenant, kind, 's' || i, format, revision, commit_ids, started_at, active_at - i,"
+        " gone_at - i, 'user' || (i % 100), record_tag FROM keys, n",
+    )
+    query(path, "UPDATE tally SET n = 100001")
+    page = await store.find("default", "session", limit=50_000)
+    middle, quickest = page.next, dict[str, float]()
+    for _ in range(5):
+        for name, listing in (
+            ("first page", lambda: store.find("default", "session")),
+            ("later page", lambda: store.find("default", "session", cursor=middle)),
+            ("of a user", lambda: store.find("default", "session", belongs_to="user7")),
+            ("count", lambda: store.count("default", "session")),
+            ("count of a user", lambda: store.count("default", "session", belongs_to="user7")),
+        ):
+            begun = time.perf_counter()
+            await listing()
+            taken = time.perf_counter() - begun
+            quickest[name] = min(taken, quickest.get(name, taken))
+    assert max(quickest.values()) < 0.01, quickest
+    assert quickest["count"] < 0.005
+    assert await store.count("default", "session") == 100_001
+
+
+async def test_the_status_of_a_commit_outlives_the_store(store: SQLiteStore, other: SQLiteStore) -> None:
+    commit = change(expected=Version(0, b""))
+    await store.commit(KEY, commit)
+    await store.aclose()
+    assert await other.commit_status(KEY, commit.id, since=Version(0, b"")) == "stored"
+    assert (await other.commit(KEY, commit)).repeated
