@@ -173,7 +173,7 @@ class _Run:
             id=secrets.token_bytes(8),
             owner=_new_owner(),
             expected=None,
-            ttl_ms=_JOURNAL_TTL_MS,
+            lifetime=Lifetime(ttl_ms=_JOURNAL_TTL_MS),
             fields={_JOURNAL_FIELD: note},
         )
         await self._journals.commit(_JOURNAL, commit)

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from msgspec import structs
 
 from ..base import (
+    Amend,
+    Amended,
     CollectionChange,
     Commit,
     CommitStatus,
     Committed,
     Cursor,
-    Found,
     Key,
     Keys,
     Kind,
@@ -21,6 +24,7 @@ from ..base import (
     LogRead,
     LogWanted,
     Opened,
+    Order,
     Page,
     Part,
     Row,
@@ -28,6 +32,7 @@ from ..base import (
     Version,
     Wanted,
 )
+from ..lifetime import Status
 from .envelope import Box, entry_place, field_place, log_place, value_place
 from .keyring import Keyring
 
@@ -64,6 +69,12 @@ class EncryptedStore:
         """See `Store.commit`."""
         return await self.inner.commit(key, _sealed(self.keyring.box(key), commit))
 
+    async def amend(self, key: Key, amend: Amend) -> Amended:
+        """See `Store.amend`."""
+        box = self.keyring.box(key)
+        amended = await self.inner.amend(key, structs.replace(amend, fields=_fields(box, amend.fields)))
+        return structs.replace(amended, row=_row(box, amended.row))
+
     async def commit_status(self, key: Key, commit_id: bytes, *, since: Version) -> CommitStatus:
         """See `Store.commit_status`."""
         return await self.inner.commit_status(key, commit_id, since=since)
@@ -94,17 +105,31 @@ class EncryptedStore:
         kind: Kind,
         *,
         belongs_to: str | None = None,
+        status: Status | None = None,
+        order: Order = "activity",
         limit: int = 50,
         cursor: Cursor | None = None,
     ) -> Page:
         """See `Store.find`."""
-        page = await self.inner.find(tenant, kind, belongs_to=belongs_to, limit=limit, cursor=cursor)
-        boxes = self.keyring.box
-        return Page([Found(id, _row(boxes(Key(tenant, kind, id)), row)) for id, row in page.found], page.next)
+        page = await self.inner.find(
+            tenant, kind, belongs_to=belongs_to, status=status, order=order, limit=limit, cursor=cursor
+        )
+        return self._page(tenant, kind, page)
 
-    async def count(self, tenant: str, kind: Kind, *, belongs_to: str | None = None) -> int:
+    async def count(
+        self, tenant: str, kind: Kind, *, belongs_to: str | None = None, status: Status | None = None
+    ) -> int:
         """See `Store.count`."""
-        return await self.inner.count(tenant, kind, belongs_to=belongs_to)
+        return await self.inner.count(tenant, kind, belongs_to=belongs_to, status=status)
+
+    async def run_out(self, tenant: str, kind: Kind, *, limit: int = 100) -> Page:
+        """See `Store.run_out`."""
+        return self._page(tenant, kind, await self.inner.run_out(tenant, kind, limit=limit))
+
+    def _page(self, tenant: str, kind: Kind, page: Page) -> Page:
+        box = self.keyring.box
+        found = [place._replace(row=_row(box(Key(tenant, kind, place.id)), place.row)) for place in page.found]
+        return page._replace(found=found)
 
     async def scan(self, *, limit: int = 100, cursor: bytes | None = None) -> Keys:
         """See `Store.scan`."""
@@ -125,8 +150,12 @@ def _sealed(box: Box, commit: Commit) -> Commit:
         values={part: _put(box, value_place(part), data) for part, data in commit.values.items()},
         logs={part: _log_change(box, log_place(part), change) for part, change in commit.logs.items()},
         collections={part: _collection_change(box, part, change) for part, change in commit.collections.items()},
-        fields={name: _put(box, field_place(name), data) for name, data in commit.fields.items()},
+        fields=_fields(box, commit.fields),
     )
+
+
+def _fields(box: Box, fields: Mapping[str, bytes | None]) -> dict[str, bytes | None]:
+    return {name: _put(box, field_place(name), data) for name, data in fields.items()}
 
 
 def _put(box: Box, place: bytes, data: bytes | None) -> bytes | None:

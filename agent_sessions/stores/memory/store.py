@@ -9,28 +9,23 @@ from __future__ import annotations
 import asyncio
 import os
 import threading
-from collections import deque
 from collections.abc import Iterable
 from heapq import heapify, heappop, heappush, nsmallest
 from typing import NamedTuple, Self
 from weakref import WeakSet
 
 import msgspec
-from msgspec import UNSET
 
 from agent_sessions.clock import Clock, SystemClock
 from agent_sessions.errors import (
     CommitUnknownError,
     SessionBusyError,
     SessionConflictError,
-    SessionEndedError,
     SessionError,
-    SessionExpiredError,
     SessionNotFoundError,
 )
 from agent_sessions.stores.base import (
     ABSENT,
-    AMENDMENTS_REMEMBERED,
     COMMITS_REMEMBERED,
     Amend,
     Amended,
@@ -52,12 +47,12 @@ from agent_sessions.stores.base import (
     Order,
     Page,
     Part,
-    Row,
     Version,
     Wanted,
 )
 from agent_sessions.stores.commit_ring import CommitRing
-from agent_sessions.stores.lifetime import Course, Lifetime, Own, Stamps, Status
+from agent_sessions.stores.life import Life
+from agent_sessions.stores.lifetime import Status
 from agent_sessions.stores.memory.structures import Entries, LogItems, Places
 from agent_sessions.stores.memory.turn_queue import TurnQueue, Waker, resolve
 
@@ -118,8 +113,8 @@ class MemoryStore:
             if state is not None and (revision := state.commits.find(commit.id)) is not None:
                 return Committed(Version(revision, commit.id), ABSENT, None, b"", {}, repeated=True)
             _check(key, commit, slot, now)
-            state = state or _State(now, commit)
-            previous, previous_tag = state.commits.version, state.record_tag
+            state = state or _State(Life.begun(commit, now))
+            previous, previous_tag = state.commits.version, state.life.record_tag
             heads = state.apply(commit, now)
             self._slots[key], slot.state = slot, state
             self._list(key, state)
@@ -128,7 +123,7 @@ class MemoryStore:
             else:
                 slot.turns.hold(commit.owner, commit.hold_ms, now)
             self._schedule(key, slot)
-            return Committed(state.commits.version, previous, state.row(None), previous_tag, heads)
+            return Committed(state.commits.version, previous, state.life.row(None), previous_tag, heads)
 
     async def amend(self, key: Key, amend: Amend) -> Amended:
         """See `Store.amend`."""
@@ -138,11 +133,12 @@ class MemoryStore:
             if slot is None or slot.state is None:
                 raise _not_found(key)
             state = slot.state
-            changed = state.amend(key, amend, now)
+            changed = state.life.amend(amend, now, _name(key))
             if changed:
+                _update(state.fields, amend.fields.items())
                 self._list(key, state)
                 self._schedule(key, slot)
-            return Amended(now, state.row(state.fields.copy()), changed)
+            return Amended(now, state.life.row(state.fields.copy()), changed)
 
     async def commit_status(self, key: Key, commit_id: bytes, *, since: Version) -> CommitStatus:
         """See `Store.commit_status`."""
@@ -161,7 +157,7 @@ class MemoryStore:
                 return False
             slot.turns.hold(owner, ms, now)
             if slot.state is not None:
-                slot.state.prolong(now + ms)
+                slot.state.life.prolong(now + ms)
                 self._list(key, slot.state)
             self._schedule(key, slot)
             return True
@@ -251,11 +247,11 @@ class MemoryStore:
             for at, id in places.newest_first(cursor):
                 state = self._slots[Key(tenant, kind, id)].state
                 assert state is not None  # listed means stored
-                if status is not None and state.stamps.status(now) != status:
+                if status is not None and state.life.stamps.status(now) != status:
                     continue
                 if len(found) == limit:
                     return Page(now, found, last)
-                found.append(Found(id, state.row(state.fields.copy()), state.commits.revision))
+                found.append(state.found(id))
                 last = Cursor(at, id)
             return Page(now, found, None)
 
@@ -279,7 +275,7 @@ class MemoryStore:
             for id in [] if listing is None else listing.run_out(now, limit):
                 state = self._slots[Key(tenant, kind, id)].state
                 assert state is not None
-                found.append(Found(id, state.row(state.fields.copy()), state.commits.revision))
+                found.append(state.found(id))
             return Page(now, found, None)
 
     async def scan(self, *, limit: int = 100, cursor: bytes | None = None) -> Keys:
@@ -306,7 +302,7 @@ class MemoryStore:
             return None
         slot.turns.tidy(now)
         state = slot.state
-        if state is not None and state.gone_at is not None and state.gone_at <= now:
+        if state is not None and state.life.is_over(now):
             self._drop_state(key, slot)
         return slot
 
@@ -322,9 +318,9 @@ class MemoryStore:
     def _list(self, key: Key, state: _State) -> None:
         """Bring the listings up to date. A user's is added when the user becomes known."""
         tenant, kind, id = key
-        wanted = 1 if state.belongs_to is None else 2
+        wanted = 1 if state.life.belongs_to is None else 2
         if len(state.listed) < wanted:
-            names = [(tenant, kind, None), (tenant, kind, state.belongs_to)]
+            names = [(tenant, kind, None), (tenant, kind, state.life.belongs_to)]
             state.listed = [(name, self._listings.setdefault(name, _Listing())) for name in names[:wanted]]
         for _, listing in state.listed:
             listing.put(id, state)
@@ -379,7 +375,7 @@ class _Slot:
 
     def due(self) -> int | None:
         """When there is something to drop: 0 if there is nothing left, None if never."""
-        return self.turns.ends_at() if self.state is None else self.state.gone_at
+        return self.turns.ends_at() if self.state is None else self.state.life.stamps.gone_at
 
 
 class _Deleted(NamedTuple):
@@ -400,8 +396,8 @@ class _Listing:
         self.states: dict[str, _State] = {}
 
     def put(self, id: str, state: _State) -> None:
-        self.by_activity.put(state.active_at, id)
-        self.by_start.put(state.started_at, id)
+        self.by_activity.put(state.life.course.active_at, id)
+        self.by_start.put(state.life.course.started_at, id)
         self.states[id] = state
 
     def remove(self, id: str) -> None:
@@ -413,14 +409,14 @@ class _Listing:
         """How many there are; by status, each is looked at."""
         if status is None:
             return len(self.states)
-        return sum(state.stamps.status(now) == status for state in self.states.values())
+        return sum(state.life.stamps.status(now) == status for state in self.states.values())
 
     def run_out(self, now: int, limit: int) -> list[str]:
         """Those that have ended without having been ended, the longest ago first."""
         ran_out = (
-            (state.stamps.ends_at, id)
-            for id, state in self.states.items()
-            if state.ended_at is None and state.stamps.ends_at is not None and state.stamps.ends_at <= now
+            (life.stamps.ends_at, id)
+            for id, life in ((id, state.life) for id, state in self.states.items())
+            if life.course.ended_at is None and life.stamps.status(now) == "ended"
         )
         return [id for _, id in nsmallest(limit, ran_out)]
 
@@ -429,39 +425,21 @@ class _State:
     """What is stored under a key."""
 
     __slots__ = (
-        "active_at",
-        "amendments",
-        "belongs_to",
         "collection_revisions",
         "collections",
         "commits",
-        "counters",
-        "ended_at",
-        "expires_at",
         "fields",
-        "lifetime",
+        "life",
         "listed",
         "log_heads",
         "logs",
-        "own",
-        "record_tag",
-        "stamps",
-        "started_at",
         "value_revisions",
         "values",
     )
 
-    def __init__(self, now: int, commit: Commit) -> None:
+    def __init__(self, life: Life) -> None:
+        self.life = life
         self.commits = CommitRing()
-        self.amendments: deque[bytes] = deque(maxlen=AMENDMENTS_REMEMBERED)
-        course = commit.course or Course(now, now, None, commit.expires_at)
-        self.started_at, self.active_at, self.ended_at, self.expires_at = course
-        self.own: Own = dict(commit.own)
-        self.lifetime = Lifetime()
-        self.stamps = Stamps(None, None, None)
-        self.belongs_to: str | None = None
-        self.record_tag = commit.id
-        self.counters: dict[str, int] = {}
         self.fields: dict[str, bytes] = {}
         self.values: dict[str, dict[str, bytes]] = {}
         self.value_revisions: dict[str, int] = {}
@@ -471,75 +449,19 @@ class _State:
         self.collection_revisions: dict[Part, int] = {}
         self.listed: list[tuple[tuple[str, str, str | None], _Listing]] = []
 
-    @property
-    def gone_at(self) -> int | None:
-        return self.stamps.gone_at
-
-    def row(self, fields: dict[str, bytes] | None) -> Row:
-        return Row(
-            self.started_at,
-            self.active_at,
-            self.stamps.gone_at,
-            self.belongs_to,
-            self.record_tag,
-            fields,
-            self.stamps.idle_at,
-            self.stamps.ends_at,
-            self.ended_at,
-            self.expires_at,
-            self.lifetime,
-            self.own,
-            self.counters.copy(),
-        )
-
-    def stamp(self, lifetime: Lifetime) -> None:
-        """Compute the stamps anew, under the lifetime in force."""
-        self.lifetime = lifetime.but(self.own)
-        self.stamps = self._course.stamps(self.lifetime)
-
-    def prolong(self, till: int) -> None:
-        """Somebody works on it until then."""
-        self.stamps = self._course.prolonged(self.stamps, self.lifetime, till)
-
-    @property
-    def _course(self) -> Course:
-        return Course(self.started_at, self.active_at, self.ended_at, self.expires_at)
-
-    def amend(self, key: Key, amend: Amend, now: int) -> bool:
-        """Apply an amendment, or raise what refuses it. False: there was nothing to do."""
-        if amend.id in self.amendments or (amend.end and self.ended_at is not None):
-            return False
-        is_more = amend.activity or amend.fields or amend.counters or amend.own is not None
-        if (is_more or amend.expires_at is not UNSET) and not amend.end:
-            _refuse_ended(key, self.row(None), now)
-        if amend.expected_tag is not None and amend.expected_tag != self.record_tag:
-            raise SessionConflictError(f"the record of {_name(key)} has changed: read it again")
-        self.amendments.append(amend.id)
-        if amend.own is not None:
-            self.own = dict(amend.own)
-        if amend.expires_at is not UNSET:
-            self.expires_at = amend.expires_at
-        if amend.end:
-            ran_out = self.stamps.ends_at is not None and self.stamps.ends_at <= now
-            self.ended_at = self.stamps.ends_at if ran_out else now
-        if amend.activity:
-            self.active_at = now
-        self.stamp(self.lifetime if amend.lifetime is None else amend.lifetime)
-        if amend.fields or amend.end or amend.own is not None or amend.expires_at is not UNSET:
-            self.record_tag = amend.id
-        _update(self.fields, amend.fields.items())
-        _add(self.counters, amend.counters)
-        return True
+    def found(self, id: str) -> Found:
+        """As a listing shows it."""
+        return Found(id, self.life.row(self.fields.copy()), self.commits.revision)
 
     def read(
         self, now: int, wanted: Wanted, known: Known | None, granted: bool, lease: Lease | None, waiters: int
     ) -> Opened:
         since = known.version.revision if known is not None and self.commits.has(known.version) else 0
-        same_record = known is not None and known.record_tag == self.record_tag
+        same_record = known is not None and known.record_tag == self.life.record_tag
         return Opened(
             now=now,
             version=self.commits.version,
-            row=self.row(None if same_record else self.fields.copy()),
+            row=self.life.row(None if same_record else self.fields.copy()),
             granted=granted,
             lease=lease,
             waiters=waiters,
@@ -555,18 +477,8 @@ class _State:
     def apply(self, commit: Commit, now: int) -> dict[Part, LogHead]:
         """Change the state; return the heads of the logs that changed."""
         self.commits.add(commit.id)
-        if not commit.maintenance:
-            if commit.course is None:
-                self.active_at = now
-            self.stamp(commit.lifetime)
-        if commit.hold_ms is not None:
-            self.prolong(now + commit.hold_ms)
-        if self.belongs_to is None:
-            self.belongs_to = commit.belongs_to
-        if commit.fields:
-            self.record_tag = commit.id
-            _update(self.fields, commit.fields.items())
-        _add(self.counters, commit.counters)
+        self.life.commit(commit, now)
+        _update(self.fields, commit.fields.items())
         for part, value in commit.values.items():
             self.value_revisions[part[0]] = self.commits.revision
             _update(self.values.setdefault(part[0], {}), ((part[1], value),))
@@ -610,32 +522,17 @@ def _update(kept: dict[str, bytes], changes: Iterable[tuple[str, bytes | None]])
             kept[name] = value
 
 
-def _add(counters: dict[str, int], more: dict[str, int]) -> None:
-    for name, number in more.items():
-        counters[name] = counters.get(name, 0) + number
-
-
 def _check(key: Key, commit: Commit, slot: _Slot, now: int) -> None:
     """Raise what keeps a commit that is not stored yet from being stored."""
     expected, state, lease = commit.expected, slot.state, slot.turns.lease
     if state is None and expected is not None and expected != ABSENT:
         raise _not_found(key)
     if state is not None and not commit.maintenance:
-        _refuse_ended(key, state.row(None), now)
+        state.life.refuse_ended(now, _name(key))
     if state is not None and expected is not None and expected != state.commits.version:
         raise _refusal(key, commit, expected, state.commits.revision)
     if lease is not None and lease.owner != commit.owner:
         raise SessionBusyError(f"{_name(key)} is held by {lease.owner} for another {lease.until - now} ms")
-
-
-def _refuse_ended(key: Key, row: Row, now: int) -> None:
-    """Raise if it has ended; say whether the end was set, or came by itself."""
-    if row.stamps.status(now) == "ended":
-        raise SessionExpiredError(f"{_name(key)} has expired") if row.expires else _ended(key)
-
-
-def _ended(key: Key) -> SessionEndedError:
-    return SessionEndedError(f"{_name(key)} has ended")
 
 
 def _not_found(key: Key) -> SessionNotFoundError:
