@@ -23,6 +23,7 @@ from ...errors import (
 )
 from ...identifiers import DEFAULT_TENANT
 from ..base import Commit, Key, LeaseWanted, Opened, Store
+from ..lifetime import Lifetime
 from .keyring import Keyring
 from .rewrite import Moved, Rewrite
 from .store import EncryptedStore

@@ -86,9 +86,13 @@ def renew(tx: Transaction, key: Key, owner: str, ms: int) -> bool:
     if lease is None or lease.owner != owner:
         return False
     hold(tx, row, owner, ms)
-    rows.save_lease(tx, row)
-    if row.is_alive(tx.now) and row.gone_at is not None and row.gone_at < tx.now + ms:
-        tx.run("UPDATE keys SET gone_at = ? WHERE k = ?", tx.now + ms, row.k)
+    stamps = row.life.stamps
+    if row.is_alive(tx.now):
+        row.life.prolong(tx.now + ms)
+    if row.life.stamps == stamps:
+        rows.save_lease(tx, row)
+    else:
+        rows.save(tx, row)
     return True
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any, NamedTuple
+
 import msgspec
 from msgspec import Struct, field
 
@@ -21,13 +23,14 @@ from agent_sessions.stores.base import (
     LogRead,
     LogWanted,
     Opened,
+    Order,
     Page,
     Part,
-    Row,
     Version,
     Wanted,
 )
 from agent_sessions.stores.commit_ring import CommitRing
+from agent_sessions.stores.lifetime import Status
 from agent_sessions.stores.sqlite import leases, rows
 from agent_sessions.stores.sqlite.rows import KeyRow
 from agent_sessions.stores.sqlite.transaction import Transaction
@@ -88,12 +91,12 @@ def open_key(tx: Transaction, key: Key, wanted: Wanted, known: Known | None, lea
 def _read(tx: Transaction, key: Key, row: KeyRow, wanted: Wanted, known: Known | None) -> Opened:
     ring = CommitRing(row.commit_ids, row.revision)
     since = known.version.revision if known is not None and ring.has(known.version) else 0
-    same_record = known is not None and known.record_tag == row.record_tag
+    same_record = known is not None and known.record_tag == row.life.record_tag
     parts = read_parts(tx, row.k)
     return Opened(
         now=tx.now,
         version=ring.version,
-        row=row.row(None if same_record else read_fields(tx, row.k)),
+        row=row.life.row(None if same_record else read_fields(tx, row.k)),
         continues=since > 0,
         values=_read_values(tx, row.k, parts, since) if wanted.values else {},
         log_heads={part: log.head for part, log in parts.logs.items()},
@@ -207,52 +210,84 @@ def commit_status(tx: Transaction, key: Key, commit_id: bytes, since: Version) -
 
 # --------------------------------------------------------------------------------------------------- listings
 
-_LIVE = "revision > 0 AND (gone_at IS NULL OR gone_at > ?)"
+_LIVE = "revision > 0 AND (gone_at IS NULL OR gone_at > :now)"
+_IS: dict[Status | None, str] = {
+    None: "",
+    "active": "AND (idle_at IS NULL OR idle_at > :now) AND (ends_at IS NULL OR ends_at > :now)",
+    "idle": "AND idle_at <= :now AND (ends_at IS NULL OR ends_at > :now)",
+    "ended": "AND ends_at <= :now",
+}
+_FOUND = "id, revision, life, fields FROM keys INDEXED BY {index} LEFT JOIN record USING (k)"
+_SCOPE = "tenant = :tenant AND kind = :kind"
 
 
-def find(tx: Transaction, tenant: str, kind: Kind, belongs_to: str | None, limit: int, cursor: Cursor | None) -> Page:
+class Scope(NamedTuple):
+    """Which keys a listing is of."""
+
+    tenant: str
+    kind: Kind
+    belongs_to: str | None
+    status: Status | None
+
+    @property
+    def condition(self) -> str:
+        """In SQL. Every index begins with these columns."""
+        return _SCOPE + ("" if self.belongs_to is None else " AND belongs_to = :belongs_to")
+
+
+def find(tx: Transaction, scope: Scope, order: Order, limit: int, cursor: Cursor | None) -> Page:
     """See `Store.find`."""
     if limit < 1:
-        return Page([], None)
+        return Page(tx.now, [], None)
     # Left to itself, the planner walks through all that is not past its time, and sorts it.
-    index, owner, arguments = "key_by_activity", "", [tenant, kind]
-    if belongs_to is not None:
-        index, owner = "key_by_owner", "AND belongs_to = ?"
-        arguments.append(belongs_to)
-    before = ""
-    if cursor is not None:
-        before = "AND (active_at, id) < (?, ?)"
-    found = tx.all(
-        "SELECT id, started_at, active_at, gone_at, belongs_to, record_tag, fields"
-        f" FROM keys INDEXED BY {index} LEFT JOIN record USING (k)"
-        f" WHERE tenant = ? AND kind = ? {owner} {before} AND {_LIVE} ORDER BY active_at DESC, id DESC LIMIT ?",
-        *(*arguments, *(cursor or ()), tx.now, limit + 1),
+    at = "active_at" if order == "activity" else "started_at"
+    index = _INDEXES[order, scope.belongs_to is not None]
+    before = "" if cursor is None else f"AND ({at}, id) < (:at, :id)"
+    found = tx.named(
+        f"SELECT {at}, {_FOUND.format(index=index)} WHERE {scope.condition} {before} AND {_LIVE} {_IS[scope.status]}"
+        f" ORDER BY {at} DESC, id DESC LIMIT :limit",
+        {**scope._asdict(), "now": tx.now, "limit": limit + 1, **(cursor._asdict() if cursor is not None else {})},
     )
-    page = [
-        Found(id, Row(started_at, active_at, gone_at, user, tag, {} if fields is None else _FIELDS.decode(fields)))
-        for id, started_at, active_at, gone_at, user, tag, fields in found[:limit]
-    ]
-    last = page[-1] if len(found) > limit else None
-    return Page(page, None if last is None else Cursor(last.row.active_at, last.id))
+    last = Cursor(found[limit - 1][0], found[limit - 1][1]) if len(found) > limit else None
+    return Page(tx.now, [_found(row[1:]) for row in found[:limit]], last)
 
 
-def count(tx: Transaction, tenant: str, kind: Kind, belongs_to: str | None) -> int:
+def count(tx: Transaction, scope: Scope) -> int:
     """See `Store.count`."""
-    if belongs_to is not None:
-        found = tx.one(
-            "SELECT count(*) FROM keys INDEXED BY key_by_owner"
-            f" WHERE tenant = ? AND kind = ? AND belongs_to = ? AND {_LIVE}",
-            *(tenant, kind, belongs_to, tx.now),
-        )
+    arguments = {**scope._asdict(), "now": tx.now}
+    if scope.belongs_to is not None or scope.status is not None:
+        index = "key_by_owner" if scope.belongs_to is not None else _COUNTED_BY[scope.status]
+        sql = f"SELECT count(*) FROM keys INDEXED BY {index} WHERE {scope.condition} AND {_LIVE} {_IS[scope.status]}"
     else:
-        found = tx.one(
+        sql = (
             "SELECT coalesce(sum(n), 0) - (SELECT count(*) FROM keys INDEXED BY key_by_end"
-            " WHERE gone_at <= ? AND tenant = ? AND kind = ? AND revision > 0)"
-            " FROM tally WHERE tenant = ? AND kind = ?",
-            *(tx.now, tenant, kind, tenant, kind),
+            f" WHERE gone_at <= :now AND {_SCOPE} AND revision > 0) FROM tally WHERE {_SCOPE}"
         )
-    assert found is not None
-    return int(found[0])
+    return int(tx.named(sql, arguments)[0][0])
+
+
+def run_out(tx: Transaction, tenant: str, kind: Kind, limit: int) -> Page:
+    """See `Store.run_out`."""
+    found = tx.named(
+        f"SELECT {_FOUND.format(index='key_by_ending')} WHERE {_SCOPE} AND ends_at <= :now AND NOT was_ended"
+        f" AND {_LIVE} ORDER BY ends_at, id LIMIT :limit",
+        {"tenant": tenant, "kind": kind, "now": tx.now, "limit": limit},
+    )
+    return Page(tx.now, [_found(row) for row in found], None)
+
+
+_INDEXES = {
+    ("activity", False): "key_by_activity",
+    ("activity", True): "key_by_owner",
+    ("start", False): "key_by_start",
+    ("start", True): "key_by_owner_and_start",
+}
+_COUNTED_BY: dict[Status | None, str] = {"active": "key_by_idling", "idle": "key_by_idling", "ended": "key_by_ending"}
+
+
+def _found(row: tuple[Any, ...]) -> Found:
+    id, revision, life, fields = row
+    return Found(id, rows.decode(life).row({} if fields is None else _FIELDS.decode(fields)), revision)
 
 
 def scan(tx: Transaction, limit: int, cursor: bytes | None) -> Keys:
@@ -260,7 +295,9 @@ def scan(tx: Transaction, limit: int, cursor: bytes | None) -> Keys:
     limit = max(1, limit)
     after = 0 if cursor is None else int.from_bytes(cursor)
     found = tx.all(
-        f"SELECT k, tenant, kind, id FROM keys WHERE k > ? AND {_LIVE} ORDER BY k LIMIT ?", after, tx.now, limit
+        "SELECT k, tenant, kind, id FROM keys WHERE k > ? AND revision > 0 AND (gone_at IS NULL OR gone_at > ?)"
+        " ORDER BY k LIMIT ?",
+        *(after, tx.now, limit),
     )
     keys = [Key(tenant, kind, id) for _, tenant, kind, id in found]
     return Keys(keys, found[-1][0].to_bytes(8) if len(found) == limit else None)

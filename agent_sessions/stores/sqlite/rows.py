@@ -3,24 +3,25 @@
 from __future__ import annotations
 
 from msgspec import Struct
+from msgspec.msgpack import Decoder, Encoder
 
 from agent_sessions.errors import FormatTooNewError
-from agent_sessions.stores.base import FORMAT, HANDOVER_MS, Key, Lease, Row
+from agent_sessions.stores.base import FORMAT, HANDOVER_MS, Key, Lease
+from agent_sessions.stores.life import Life
+from agent_sessions.stores.lifetime import Course, Lifetime, Stamps
 from agent_sessions.stores.sqlite.transaction import Transaction
+
+decode = Decoder(Life).decode
+_ENCODER = Encoder()
 
 
 class KeyRow(Struct):
     """A row of `keys`. A key is alive, or its row is one of a key past its time, or no more than a lease."""
 
     k: int
-    format: int
     revision: int
     commit_ids: bytes
-    started_at: int
-    active_at: int
-    gone_at: int | None
-    belongs_to: str | None
-    record_tag: bytes
+    life: Life
     lease_owner: str | None = None
     lease_since: int | None = None
     lease_until: int | None = None
@@ -30,17 +31,13 @@ class KeyRow(Struct):
 
     def is_alive(self, now: int) -> bool:
         """Whether the key exists."""
-        return self.revision > 0 and (self.gone_at is None or self.gone_at > now)
+        return self.revision > 0 and not self.life.is_over(now)
 
     def lease(self, now: int) -> Lease | None:
         """The live lease."""
         if self.lease_owner is None or self.lease_since is None or self.lease_until is None or self.lease_until <= now:
             return None
         return Lease(self.lease_owner, self.lease_since, self.lease_until)
-
-    def row(self, fields: dict[str, bytes] | None) -> Row:
-        """As the store shows it."""
-        return Row(self.started_at, self.active_at, self.gone_at, self.belongs_to, self.record_tag, fields)
 
 
 def load(tx: Transaction, key: Key) -> KeyRow | None:
@@ -51,7 +48,7 @@ def load(tx: Transaction, key: Key) -> KeyRow | None:
     """
     asking = tx.now - HANDOVER_MS
     found = tx.one(
-        "SELECT k, format, revision, commit_ids, started_at, active_at, gone_at, belongs_to, record_tag,"
+        "SELECT k, format, revision, commit_ids, life,"
         " lease_owner, lease_since, lease_until,"
         " (SELECT count(*) FROM waiter WHERE waiter.k = keys.k AND asked_at > ?),"
         " (SELECT owner FROM waiter WHERE waiter.k = keys.k AND asked_at > ? ORDER BY place LIMIT 1)"
@@ -60,25 +57,24 @@ def load(tx: Transaction, key: Key) -> KeyRow | None:
     )
     if found is None:
         return None
-    row = KeyRow(*found)
-    if row.format > FORMAT:
+    k, format, revision, commit_ids, life, *rest = found
+    if format > FORMAT:
         raise FormatTooNewError(
-            f"{key.kind} {key.id!r} has format {row.format}, this version of agent-sessions reads up to {FORMAT}"
+            f"{key.kind} {key.id!r} has format {format}, this version of agent-sessions reads up to {FORMAT}"
         )
-    return row
+    return KeyRow(k, revision, commit_ids, decode(life), *rest)
 
 
 def add(tx: Transaction, key: Key) -> KeyRow:
     """A row for an absent key that has none."""
-    row = KeyRow(0, FORMAT, 0, b"", tx.now, tx.now, tx.now, None, b"")
-    row.k = _inserted(
-        tx.run(
-            "INSERT INTO keys (tenant, kind, id, format, revision, commit_ids, started_at, active_at, gone_at,"
-            " record_tag) VALUES (?, ?, ?, ?, 0, x'', ?, ?, ?, x'')",
-            *(*key, FORMAT, tx.now, tx.now, tx.now),
-        ).lastrowid
-    )
-    return row
+    nothing = Life(Course(tx.now, tx.now), Stamps(None, None, tx.now), Lifetime(), {}, b"")
+    k = tx.run(
+        "INSERT INTO keys (tenant, kind, id, format, revision, commit_ids, life, started_at, active_at, gone_at,"
+        " was_ended) VALUES (?, ?, ?, ?, 0, x'', ?, ?, ?, ?, 0)",
+        *(*key, FORMAT, _ENCODER.encode(nothing), tx.now, tx.now, tx.now),
+    ).lastrowid
+    assert k is not None
+    return KeyRow(k, 0, b"", nothing)
 
 
 def replace(tx: Transaction, key: Key, row: KeyRow) -> KeyRow:
@@ -112,12 +108,15 @@ def tally(tx: Transaction, key: Key, change: int) -> None:
 
 
 def save(tx: Transaction, row: KeyRow) -> None:
-    """Write everything that a commit may change."""
+    """Write everything that a commit or an amendment may change."""
+    life = row.life
     tx.run(
-        "UPDATE keys SET revision = ?, commit_ids = ?, started_at = ?, active_at = ?, gone_at = ?, belongs_to = ?,"
-        " record_tag = ?, lease_owner = ?, lease_since = ?, lease_until = ? WHERE k = ?",
-        *(row.revision, row.commit_ids, row.started_at, row.active_at, row.gone_at, row.belongs_to),
-        *(row.record_tag, row.lease_owner, row.lease_since, row.lease_until, row.k),
+        "UPDATE keys SET revision = ?, commit_ids = ?, life = ?, started_at = ?, active_at = ?, idle_at = ?,"
+        " ends_at = ?, gone_at = ?, was_ended = ?, belongs_to = ?, lease_owner = ?, lease_since = ?, lease_until = ?"
+        " WHERE k = ?",
+        *(row.revision, row.commit_ids, _ENCODER.encode(life), *life.course[:2], *life.stamps),
+        *(life.course.ended_at is not None, life.belongs_to),
+        *(row.lease_owner, row.lease_since, row.lease_until, row.k),
     )
 
 
@@ -133,8 +132,3 @@ def save_lease(tx: Transaction, row: KeyRow) -> None:
             "UPDATE keys SET lease_owner = ?, lease_since = ?, lease_until = ?, gone_at = ? WHERE k = ?",
             *(*lease, row.lease_until, row.k),
         )
-
-
-def _inserted(rowid: int | None) -> int:
-    assert rowid is not None
-    return rowid

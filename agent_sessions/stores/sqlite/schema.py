@@ -20,15 +20,23 @@ CREATE TABLE keys (
     format INTEGER NOT NULL,
     revision INTEGER NOT NULL,      -- 0: the key is absent, and the row no more than a lease on it
     commit_ids BLOB NOT NULL,       -- those of the last 64 commits, 8 bytes each
-    started_at INTEGER NOT NULL, active_at INTEGER NOT NULL, gone_at INTEGER,
+    life BLOB NOT NULL,             -- `stores.life.Life` as MessagePack; the columns up to `belongs_to` repeat of it
+    started_at INTEGER NOT NULL, active_at INTEGER NOT NULL, -- what is looked for
+    idle_at INTEGER, ends_at INTEGER, gone_at INTEGER,
+    was_ended INTEGER NOT NULL,
     belongs_to TEXT,
-    record_tag BLOB NOT NULL,
     lease_owner TEXT, lease_since INTEGER, lease_until INTEGER
 );
 CREATE UNIQUE INDEX key_by_address ON keys (tenant, kind, id);
-CREATE INDEX key_by_activity ON keys (tenant, kind, active_at, id, gone_at) WHERE revision > 0;
-CREATE INDEX key_by_owner ON keys (tenant, kind, belongs_to, active_at, id, gone_at)
+CREATE INDEX key_by_activity ON keys (tenant, kind, active_at, id, gone_at, idle_at, ends_at) WHERE revision > 0;
+CREATE INDEX key_by_start ON keys (tenant, kind, started_at, id, gone_at, idle_at, ends_at) WHERE revision > 0;
+CREATE INDEX key_by_owner ON keys (tenant, kind, belongs_to, active_at, id, gone_at, idle_at, ends_at)
     WHERE revision > 0 AND belongs_to IS NOT NULL;
+CREATE INDEX key_by_owner_and_start ON keys (tenant, kind, belongs_to, started_at, id, gone_at, idle_at, ends_at)
+    WHERE revision > 0 AND belongs_to IS NOT NULL;
+CREATE INDEX key_by_idling ON keys (tenant, kind, idle_at, ends_at, gone_at) WHERE revision > 0;
+CREATE INDEX key_by_ending ON keys (tenant, kind, ends_at, id, was_ended, gone_at)
+    WHERE revision > 0 AND ends_at IS NOT NULL;
 CREATE INDEX key_by_end ON keys (gone_at, tenant, kind, revision) WHERE gone_at IS NOT NULL;
 
 -- How many rows of `keys` with a revision there are, those past their time included that were not swept yet.

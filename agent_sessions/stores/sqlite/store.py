@@ -18,6 +18,8 @@ from weakref import WeakSet, finalize
 
 from agent_sessions.clock import Clock, SystemClock
 from agent_sessions.stores.base import (
+    Amend,
+    Amended,
     Commit,
     CommitStatus,
     Committed,
@@ -29,11 +31,14 @@ from agent_sessions.stores.base import (
     Lease,
     LeaseWanted,
     Opened,
+    Order,
     Page,
     Version,
     Wanted,
 )
+from agent_sessions.stores.lifetime import Status
 from agent_sessions.stores.sqlite import failures, leases, reading, writing
+from agent_sessions.stores.sqlite.reading import Scope
 from agent_sessions.stores.sqlite.transaction import Transaction, Waiter
 from agent_sessions.stores.sqlite.worker import Job, Mode, Worker
 
@@ -106,6 +111,10 @@ class SQLiteStore:
         """See `Store.commit`."""
         return await self._do(Mode.STORES, lambda tx: writing.commit(tx, key, commit))
 
+    async def amend(self, key: Key, amend: Amend) -> Amended:
+        """See `Store.amend`."""
+        return await self._do(Mode.STORES, lambda tx: writing.amend(tx, key, amend))
+
     async def commit_status(self, key: Key, commit_id: bytes, *, since: Version) -> CommitStatus:
         """See `Store.commit_status`."""
         return await self._do(Mode.READS, lambda tx: reading.commit_status(tx, key, commit_id, since))
@@ -147,15 +156,25 @@ class SQLiteStore:
         kind: Kind,
         *,
         belongs_to: str | None = None,
+        status: Status | None = None,
+        order: Order = "activity",
         limit: int = 50,
         cursor: Cursor | None = None,
     ) -> Page:
         """See `Store.find`."""
-        return await self._do(Mode.READS, lambda tx: reading.find(tx, tenant, kind, belongs_to, limit, cursor))
+        scope = Scope(tenant, kind, belongs_to, status)
+        return await self._do(Mode.READS, lambda tx: reading.find(tx, scope, order, limit, cursor))
 
-    async def count(self, tenant: str, kind: Kind, *, belongs_to: str | None = None) -> int:
+    async def count(
+        self, tenant: str, kind: Kind, *, belongs_to: str | None = None, status: Status | None = None
+    ) -> int:
         """See `Store.count`."""
-        return await self._do(Mode.READS, lambda tx: reading.count(tx, tenant, kind, belongs_to))
+        scope = Scope(tenant, kind, belongs_to, status)
+        return await self._do(Mode.READS, lambda tx: reading.count(tx, scope))
+
+    async def run_out(self, tenant: str, kind: Kind, *, limit: int = 100) -> Page:
+        """See `Store.run_out`."""
+        return await self._do(Mode.READS, lambda tx: reading.run_out(tx, tenant, kind, limit))
 
     async def scan(self, *, limit: int = 100, cursor: bytes | None = None) -> Keys:
         """See `Store.scan`."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import sqlite3
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from agent_sessions.stores.base import Key
@@ -39,6 +39,10 @@ class Transaction:
 
     def all(self, sql: str, *arguments: Any) -> list[tuple[Any, ...]]:
         """Every row of a query."""
+        return self._connection.execute(sql, arguments).fetchall()
+
+    def named(self, sql: str, arguments: Mapping[str, Any]) -> list[tuple[Any, ...]]:
+        """Every row of a query whose arguments have names."""
         return self._connection.execute(sql, arguments).fetchall()
 
     def run(self, sql: str, *arguments: Any) -> sqlite3.Cursor:

@@ -14,6 +14,8 @@ from agent_sessions.errors import (
 from agent_sessions.stores.base import (
     ABSENT,
     COMMITS_REMEMBERED,
+    Amend,
+    Amended,
     CollectionChange,
     Commit,
     Committed,
@@ -24,6 +26,7 @@ from agent_sessions.stores.base import (
     Version,
 )
 from agent_sessions.stores.commit_ring import CommitRing
+from agent_sessions.stores.life import Life
 from agent_sessions.stores.sqlite import leases, rows
 from agent_sessions.stores.sqlite.reading import Log, prefix_bounds, read_fields
 from agent_sessions.stores.sqlite.rows import KeyRow
@@ -39,21 +42,17 @@ def commit(tx: Transaction, key: Key, commit: Commit) -> Committed:
     alive = row is not None and row.is_alive(tx.now)
     ring = CommitRing(row.commit_ids, row.revision) if row is not None and alive else CommitRing()
     if (revision := ring.find(commit.id)) is not None:
-        return Committed(Version(revision, commit.id), ABSENT, None, {}, repeated=True)
+        return Committed(Version(revision, commit.id), ABSENT, None, b"", {}, repeated=True)
     _check(tx, key, commit, row, ring.version)
     previous = ring.version
     ring.add(commit.id)
     if row is None or not alive:
         row = _begin_life(tx, key, row)
-        row.record_tag = commit.id
+        row.life = Life.begun(commit, tx.now)
+    previous_tag = row.life.record_tag
     row.revision, row.commit_ids = ring.revision, ring.ids
-    if not commit.maintenance:
-        row.active_at = tx.now
-        row.gone_at = None if commit.ttl_ms is None else tx.now + commit.ttl_ms
-    if row.belongs_to is None:
-        row.belongs_to = commit.belongs_to
+    row.life.commit(commit, tx.now)
     if commit.fields:
-        row.record_tag = commit.id
         _change_fields(tx, row.k, commit.fields)
     _change_values(tx, row, commit.values)
     heads = {part: _change_log(tx, row, part, change) for part, change in commit.logs.items()}
@@ -64,7 +63,20 @@ def commit(tx: Transaction, key: Key, commit: Commit) -> Committed:
     else:
         leases.hold(tx, row, commit.owner, commit.hold_ms)
     rows.save(tx, row)
-    return Committed(ring.version, previous, row.row(None), heads)
+    return Committed(ring.version, previous, row.life.row(None), previous_tag, heads)
+
+
+def amend(tx: Transaction, key: Key, amend: Amend) -> Amended:
+    """See `Store.amend`."""
+    row = rows.load(tx, key)
+    if row is None or not row.is_alive(tx.now):
+        raise _not_found(key)
+    changed = row.life.amend(amend, tx.now, _name(key))
+    if changed:
+        rows.save(tx, row)
+    if changed and amend.fields:
+        _change_fields(tx, row.k, amend.fields)
+    return Amended(tx.now, row.life.row(read_fields(tx, row.k)), changed)
 
 
 def delete(tx: Transaction, key: Key, write_id: bytes) -> bool:
@@ -92,11 +104,21 @@ def _check(tx: Transaction, key: Key, commit: Commit, row: KeyRow | None, versio
     """Raise what keeps a commit that is not stored yet from being stored."""
     expected, lease = commit.expected, row.lease(tx.now) if row is not None else None
     if version == ABSENT and expected is not None and expected != ABSENT:
-        raise SessionNotFoundError(f"{key.kind} {key.id!r} does not exist, was deleted, or is past its time")
+        raise _not_found(key)
+    if version != ABSENT and row is not None and not commit.maintenance:
+        row.life.refuse_ended(tx.now, _name(key))
     if expected is not None and expected != version:
         raise _refusal(key, commit, expected, version.revision)
     if lease is not None and lease.owner != commit.owner:
         raise SessionBusyError(f"{key.kind} {key.id!r} is held by {lease.owner} for another {lease.until - tx.now} ms")
+
+
+def _name(key: Key) -> str:
+    return f"{key.kind} {key.id!r}"
+
+
+def _not_found(key: Key) -> SessionNotFoundError:
+    return SessionNotFoundError(f"{_name(key)} does not exist, was deleted, or is past its time")
 
 
 def _refusal(key: Key, commit: Commit, expected: Version, revision: int) -> SessionError:
@@ -118,7 +140,6 @@ def _begin_life(tx: Transaction, key: Key, row: KeyRow | None) -> KeyRow:
     elif row.revision > 0:
         row = rows.replace(tx, key, row)
     rows.tally(tx, key, 1)
-    row.started_at = row.active_at = tx.now
     return row
 
 
