@@ -206,7 +206,7 @@ class SessionManager(Lifecycle):
         if image.row is None:
             raise SessionConflictError(f"session {session_id!r} is not known here; open it")
         with observed_turn(key) as observation:
-            turn = self._turn(key, image, None, "turn")
+            turn = self._turn(key, image, None, "turn", await self._lifetime())
             turn.traffic = observation.traffic
             try:
                 async with self._running(turn, session_id, leased=False) as opened:

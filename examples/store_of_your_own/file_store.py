@@ -29,7 +29,9 @@ from agent_sessions.errors import (
     StoreUnavailableError,
 )
 from agent_sessions.stores import base
-from agent_sessions.stores.base import ABSENT, Commit, Key, Lease, LogHead, Part, Row, Version, Wanted
+from agent_sessions.stores.base import ABSENT, Commit, Key, Lease, LogHead, Part, Version, Wanted
+from agent_sessions.stores.life import Life
+from agent_sessions.stores.lifetime import Status
 
 T = TypeVar("T")
 
@@ -51,11 +53,7 @@ class Log(msgspec.Struct):
 class State(msgspec.Struct):
     """What a key holds. Values and collections have the revision that last changed them beside them."""
 
-    started_at: int
-    active_at: int = 0
-    gone_at: int | None = None
-    belongs_to: str | None = None
-    record_tag: bytes = b""
+    life: Life
     versions: list[Version] = []
     fields: dict[str, bytes] = {}
     values: dict[str, tuple[int, dict[str, bytes]]] = {}
@@ -65,9 +63,6 @@ class State(msgspec.Struct):
     @property
     def version(self) -> Version:
         return self.versions[-1]
-
-    def row(self, fields: dict[str, bytes] | None) -> Row:
-        return Row(self.started_at, self.active_at, self.gone_at, self.belongs_to, self.record_tag, fields)
 
     def log(self, part: Part) -> Log:
         return self.logs.get(part.namespace, {}).get(part.name) or Log()
@@ -90,7 +85,7 @@ class File(msgspec.Struct):
 
     def tidy(self, now: int) -> None:
         """Drop what is past its time."""
-        if self.state is not None and self.state.gone_at is not None and self.state.gone_at <= now:
+        if self.state is not None and self.state.life.is_over(now):
             self.state = None
         if self.lease is not None and self.lease.until <= now:
             self.lease = None
@@ -152,11 +147,11 @@ class FileStore:
             if state is None:
                 return base.Opened(now, ABSENT, None, granted, file.lease, len(file.queue))
             since = known.version.revision if known is not None and known.version in state.versions else 0
-            same_record = known is not None and known.record_tag == state.record_tag
+            same_record = known is not None and known.record_tag == state.life.record_tag
             return base.Opened(
                 now=now,
                 version=state.version,
-                row=state.row(None if same_record else state.fields),
+                row=state.life.row(None if same_record else state.fields),
                 granted=granted,
                 lease=file.lease,
                 waiters=len(file.queue),
@@ -180,17 +175,29 @@ class FileStore:
             state, previous = file.state, ABSENT if file.state is None else file.state.version
             for version in state.versions if state is not None else ():
                 if version.commit_id == commit.id:
-                    return base.Committed(version, ABSENT, None, {}, repeated=True)
+                    return base.Committed(version, ABSENT, None, b"", {}, repeated=True)
             _check(file, commit, previous, now)
             if state is None:
-                state = file.state = State(started_at=now, record_tag=commit.id)
+                state = file.state = State(Life.begun(commit, now))
+            tag = state.life.record_tag
             _apply(state, commit, Version(previous.revision + 1, commit.id), now)
             if commit.hold_ms is None:
                 file.hand_over(now)
             else:
                 file.hold(commit.owner, commit.hold_ms, now)
             heads = {part: state.log(part).head for part in commit.logs}
-            return base.Committed(state.version, previous, state.row(None), heads)
+            return base.Committed(state.version, previous, state.life.row(None), tag, heads)
+
+        return await self._step(key, step)
+
+    async def amend(self, key: Key, amend: base.Amend) -> base.Amended:
+        def step(file: File, now: int) -> base.Amended:
+            if file.state is None:
+                raise SessionNotFoundError(f"{key.id!r} does not exist")
+            changed = file.state.life.amend(amend, now, repr(key.id))
+            if changed:
+                _merge(file.state.fields, amend.fields)
+            return base.Amended(now, file.state.life.row(file.state.fields), changed)
 
         return await self._step(key, step)
 
@@ -211,8 +218,8 @@ class FileStore:
             if file.lease is None or file.lease.owner != owner:
                 return False
             file.hold(owner, ms, now)
-            if file.state is not None and file.state.gone_at is not None:
-                file.state.gone_at = max(file.state.gone_at, now + ms)
+            if file.state is not None:
+                file.state.life.prolong(now + ms)
             return True
 
         return await self._step(key, step)
@@ -261,16 +268,26 @@ class FileStore:
         kind: base.Kind,
         *,
         belongs_to: str | None = None,
+        status: Status | None = None,
+        order: base.Order = "activity",
         limit: int = 50,
         cursor: base.Cursor | None = None,
     ) -> base.Page:
-        listed = await self._listed(tenant, kind, belongs_to)
-        after = [place for place in listed if cursor is None or (place.row.active_at, place.id) < cursor]
-        page = sorted(after, key=lambda place: (place.row.active_at, place.id), reverse=True)[:limit]
-        return base.Page(page, base.Cursor(page[-1].row.active_at, page[-1].id) if len(after) > limit else None)
+        now, listed = await self._listed(tenant, kind, belongs_to, status)
+        places = [(base.Cursor(_time(found, order), found.id), found) for found in listed]
+        places = sorted((place for place in places if cursor is None or place[0] < cursor), reverse=True)
+        found = [found for _, found in places[:limit]]
+        return base.Page(now, found, places[limit - 1][0] if len(places) > limit else None)
 
-    async def count(self, tenant: str, kind: base.Kind, *, belongs_to: str | None = None) -> int:
-        return len(await self._listed(tenant, kind, belongs_to))
+    async def count(
+        self, tenant: str, kind: base.Kind, *, belongs_to: str | None = None, status: Status | None = None
+    ) -> int:
+        return len((await self._listed(tenant, kind, belongs_to, status))[1])
+
+    async def run_out(self, tenant: str, kind: base.Kind, *, limit: int = 100) -> base.Page:
+        now, ended = await self._listed(tenant, kind, None, "ended")
+        ran_out = sorted((found.row.ends_at or 0, found.id, found) for found in ended if found.row.ended_at is None)
+        return base.Page(now, [found for *_, found in ran_out[:limit]], None)
 
     async def scan(self, *, limit: int = 100, cursor: bytes | None = None) -> base.Keys:
         def read() -> base.Keys:
@@ -306,17 +323,21 @@ class FileStore:
 
         return await self._in_a_thread(do)
 
-    async def _listed(self, tenant: str, kind: base.Kind, belongs_to: str | None) -> list[base.Found]:
-        def read() -> list[base.Found]:
+    async def _listed(
+        self, tenant: str, kind: base.Kind, belongs_to: str | None, status: Status | None
+    ) -> tuple[int, list[base.Found]]:
+        def read() -> tuple[int, list[base.Found]]:
             with self._lock():
                 now = self._clock.now_ms()
                 files = [_load(path, now) for path in self._folder.glob("*.key")]
-            return [
-                base.Found(file.key.id, file.state.row(file.state.fields))
+            listed = [
+                base.Found(file.key.id, file.state.life.row(file.state.fields), file.state.version.revision)
                 for file in files
                 if file is not None and file.state is not None and (file.key.tenant, file.key.kind) == (tenant, kind)
-                if belongs_to in (None, file.state.belongs_to)
+                if belongs_to in (None, file.state.life.belongs_to)
+                if status in (None, file.state.life.stamps.status(now))
             ]
+            return now, listed
 
         return await self._in_a_thread(read)
 
@@ -366,6 +387,8 @@ def _check(file: File, commit: Commit, version: Version, now: int) -> None:
     """Raise what keeps a commit from being stored."""
     if file.state is None and commit.expected not in (None, ABSENT):
         raise SessionNotFoundError(f"{file.key.id!r} does not exist")
+    if file.state is not None and not commit.maintenance:
+        file.state.life.refuse_ended(now, repr(file.key.id))
     if commit.expected is not None and commit.expected != version:
         if version.revision - commit.expected.revision > base.COMMITS_REMEMBERED:
             raise CommitUnknownError(f"too many commits since on {file.key.id!r}", commit_id=commit.id.hex())
@@ -376,13 +399,8 @@ def _check(file: File, commit: Commit, version: Version, now: int) -> None:
 
 def _apply(state: State, commit: Commit, version: Version, now: int) -> None:
     state.versions = [*state.versions, version][-base.COMMITS_REMEMBERED :]
-    if not commit.maintenance:
-        state.active_at, state.gone_at = now, None if commit.ttl_ms is None else now + commit.ttl_ms
-    if state.belongs_to is None:
-        state.belongs_to = commit.belongs_to
-    if commit.fields:
-        state.record_tag = commit.id
-        _merge(state.fields, commit.fields)
+    state.life.commit(commit, now)
+    _merge(state.fields, commit.fields)
     for (namespace, name), data in commit.values.items():
         values = state.values.get(namespace, (0, {}))[1]
         _merge(values, {name: data})
@@ -411,6 +429,10 @@ def _merge(kept: dict[str, bytes], changes: dict[str, bytes | None]) -> None:
 
 
 # --------------------------------------------------------------------------------------------------- reads
+
+
+def _time(found: base.Found, order: base.Order) -> int:
+    return found.row.active_at if order == "activity" else found.row.started_at
 
 
 def _read_log(log: Log, wanted: base.LogWanted, continues: bool) -> base.LogRead:
