@@ -6,9 +6,9 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
-from . import codec
 from .stores.base import Key, Lease, Row
 from .turns.image import Image
+from .turns.values import decode_field
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ def record_from(key: Key, row: Row, revision: int) -> SessionRecord:
         session_id=key.id,
         tenant_id=key.tenant,
         user_id=row.belongs_to,
-        metadata={} if metadata is None else codec.decode(metadata),
+        metadata={} if metadata is None else decode_field(key, "metadata", metadata),
         started_at=as_time(row.started_at),
         last_active_at=as_time(row.active_at),
         gone_at=None if row.gone_at is None else as_time(row.gone_at),
