@@ -97,7 +97,9 @@ async def test_a_cold_turn_is_one_query_more_for_each_part_that_is_asked_for(dyn
 
 
 @pytest.mark.parametrize("expected", [ABSENT, None])
-async def test_a_session_that_is_known_is_committed_in_one_request(dynamodb: DynamoDB, expected: Version | None) -> None:
+async def test_a_session_that_is_known_is_committed_in_one_request(
+    dynamodb: DynamoDB, expected: Version | None
+) -> None:
     meter = dynamodb.meter()
     store, key = dynamodb.store(make_session=meter.make_session), Key("acme", "session", "s-1")
     await store.commit(key, change(expected=expected, logs=append(b"1")))
