@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import binascii
 from collections.abc import Iterable
 
 KEY_BYTES = 32
@@ -31,5 +30,5 @@ def _decoded(text: str) -> bytes | None:
     standard = text.strip().rstrip("=").replace("-", "+").replace("_", "/")
     try:
         return base64.b64decode(standard + "=" * (-len(standard) % 4), validate=True)
-    except (ValueError, binascii.Error):
+    except ValueError:
         return None

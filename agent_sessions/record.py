@@ -6,10 +6,10 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from . import codec
 from .stores.base import Found, Key, Lease, Opened, Row
 from .stores.lifetime import Status
 from .turns.image import Image
+from .turns.values import decode_field
 
 END_REASONS = ("explicit", "replaced", "revoked", "expired", "idle")
 
@@ -82,7 +82,7 @@ def record_opened(key: Key, opened: Opened) -> SessionRecord | None:
 
 def record_from(key: Key, row: Row, revision: int, now: int) -> SessionRecord:
     """The record that a row holds."""
-    fields = {name: codec.decode(data) for name, data in (row.fields or {}).items()}
+    fields = {name: decode_field(key, name, data) for name, data in (row.fields or {}).items()}
     status = row.stamps.status(now)
     by_itself = "expired" if row.expires else "idle"
     return SessionRecord(

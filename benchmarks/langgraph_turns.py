@@ -18,9 +18,10 @@ from agent_sessions import Runner, SessionManager
 from agent_sessions.stores.redis import RedisStore
 from agent_sessions_langgraph import SessionSaver
 
-from .measure import Rival, Server, compare, table
+from .measure import Rival, Server, compare, promise, table
 
 MARKS = [10, 50, 200, 500]
+AT = 200
 
 
 def graph(saver: Any) -> Any:
@@ -68,5 +69,14 @@ async def run(url: str) -> None:
             ]
             rows = await compare(rivals, MARKS, server)
     table("A LangGraph turn (Redis, where not said otherwise), ms", rows, MARKS)
+    _, memory, on_sqlite, plainredis, ours, alone = rows
+    for row in (ours, alone):
+        times = [rival.ms[AT] / row.ms[AT] for rival in (plainredis, on_sqlite)]
+        figure = f"{times[0]:.1f} and {times[1]:.1f} times"
+        promise(f"{row.name}, at turn {AT}: 4 times plainredis and sqlite", figure, min(times) >= 4)
+        faster = memory.ms[AT] / row.ms[AT]
+        promise(f"{row.name}, at turn {AT}: faster than InMemorySaver", f"{faster:.1f} times", faster > 1)
+        growth = row.sent[AT] / row.sent[MARKS[0]]
+        promise(f"{row.name}: bytes sent at turn {AT} ≤ 2 times turn {MARKS[0]}", f"{growth:.2f} times", growth <= 2)
     await client.aclose()
     await store.aclose()

@@ -29,7 +29,7 @@ def missing(what: str, remedy: str) -> NoReturn:
 @pytest.fixture(scope="session")
 def redis_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
     """The redis-server that all tests share which do it no harm."""
-    _need_redis()
+    need_redis()
     server = RedisServer(tmp_path_factory.mktemp("redis"))
     server.start()
     yield server
@@ -46,7 +46,7 @@ def redis_url(redis_server: RedisServer) -> str:
 @pytest.fixture
 def start_redis(tmp_path: Path) -> Iterator[Callable[..., RedisServer]]:
     """Start a redis-server for this test alone, with options of its own."""
-    _need_redis()
+    need_redis()
     servers: list[RedisServer] = []
 
     def start(*options: str) -> RedisServer:
@@ -65,7 +65,7 @@ def start_redis(tmp_path: Path) -> Iterator[Callable[..., RedisServer]]:
 @pytest.fixture(scope="session")
 def redis_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisCluster]:
     """The three-node cluster that all tests share which do it no harm."""
-    _need_redis()
+    need_redis()
     cluster = RedisCluster(tmp_path_factory.mktemp("cluster"))
     cluster.start()
     yield cluster
@@ -75,7 +75,7 @@ def redis_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisClu
 @pytest.fixture
 def start_cluster(tmp_path: Path) -> Iterator[Callable[..., RedisCluster]]:
     """Start a cluster for this test alone."""
-    _need_redis()
+    need_redis()
     clusters: list[RedisCluster] = []
 
     def start(*options: str, masters: int = 3, replicas: int = 1) -> RedisCluster:
@@ -91,7 +91,8 @@ def start_cluster(tmp_path: Path) -> Iterator[Callable[..., RedisCluster]]:
         cluster.stop()
 
 
-def _need_redis() -> None:
+def need_redis() -> None:
+    """Without Redis there is nothing to test."""
     if importlib.util.find_spec("redis") is None:
         missing("the Python package redis", "pip install 'redis[hiredis]'")
     if shutil.which("redis-server") is None:

@@ -1,32 +1,27 @@
-"""DynamoDB Local, Amazon's own, as a fixture. Each test has a table of its own."""
+"""DynamoDB Local as a fixture. Each test has a table of its own."""
 
 from __future__ import annotations
 
-import asyncio
+import base64
 import importlib.util
 import shutil
-import socket
-import subprocess
-import time
-import urllib.error
-import urllib.request
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from secrets import token_hex
 from typing import Any
 
 import pytest
 
 from agent_sessions.clock import Clock
+from tests.dynamodb_local import CREDENTIALS, JAR, Meter, dynamodb_local, request
 
-FOLDER = Path(__file__).parent.parent / ".venv" / "dynamodb-local"
-START_S = 30.0
+RECORD = base64.b64encode(b"R").decode()
 
 
 @dataclass
 class DynamoDB:
-    """A running DynamoDB Local, and a table in it."""
+    """A table in a running DynamoDB Local."""
 
     port: int
     table: str
@@ -36,11 +31,39 @@ class DynamoDB:
         return f"http://127.0.0.1:{self.port}"
 
     def store(self, clock: Clock | None = None, *, url: str | None = None, **options: Any) -> Any:
-        """A store on the table. What a test does to the clock must not make the service sweep: the TTL is off."""
+        """A store on the table. The table's TTL is off, since the service's clock is not that of the test."""
         from agent_sessions.stores.dynamodb import DynamoDBStore  # which needs aiobotocore
 
         options.setdefault("check_table", False)
         return DynamoDBStore(self.table, endpoint_url=url or self.url, clock=clock, **options)
+
+    def meter(self) -> Meter:
+        """A meter; its `make_session` is an option of a store."""
+        return Meter(self.port, self.table)
+
+    def request(self, operation: str, **arguments: Any) -> Any:
+        """Send a request beside the client under test. Binary values are in base64 here."""
+        return request(self.port, operation, TableName=self.table, **arguments)
+
+    def records(self) -> list[dict[str, Any]]:
+        """The records in the table."""
+        return [item for item in self.items("p, k, v, x, h, g, t, st, pd, gb") if item["k"]["B"] == RECORD]
+
+    def items(self, only: str = "p, k, x") -> list[dict[str, Any]]:
+        """These attributes of everything in the table."""
+        found: list[dict[str, Any]] = []
+        start: dict[str, Any] = {}
+        while True:
+            page = self.request("Scan", ProjectionExpression=only, ConsistentRead=True, **start)
+            found += page["Items"]
+            if "LastEvaluatedKey" not in page:
+                return found
+            start = {"ExclusiveStartKey": page["LastEvaluatedKey"]}
+
+    def kinds(self) -> dict[str, int]:
+        """How many items there are of each kind, but for the records."""
+        sort_keys = [base64.b64decode(item["k"]["B"]) for item in self.items()]
+        return dict(Counter(chr(sort_key[8]) for sort_key in sort_keys if len(sort_key) > 1))
 
 
 @pytest.fixture(scope="session")
@@ -52,67 +75,31 @@ def dynamodb_port() -> Iterator[int]:
         missing("the Python package aiobotocore", "pip install aiobotocore")
     if shutil.which("java") is None:
         missing("java, for DynamoDB Local,", "apt-get install default-jre-headless")
-    if not (FOLDER / "DynamoDBLocal.jar").exists():
+    if not JAR.exists():
         missing("DynamoDB Local", "scripts/setup.sh test")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = int(probe.getsockname()[1])
-    command = ["java", "-Xmx512m", "-Djava.library.path=./DynamoDBLocal_lib", "-jar", "DynamoDBLocal.jar"]
-    server = subprocess.Popen(
-        [*command, "-inMemory", "-port", str(port)],
-        cwd=FOLDER,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
-    try:
-        _wait_for(server, port)
+    with dynamodb_local() as port:
         yield port
-    finally:
-        server.kill()
-        server.wait()
-
-
-def _wait_for(server: subprocess.Popen[bytes], port: int) -> None:
-    deadline = time.monotonic() + START_S
-    while True:
-        try:
-            urllib.request.urlopen(f"http://127.0.0.1:{port}", timeout=5)
-        except urllib.error.HTTPError:
-            return  # it answers, if only that it wants a signature
-        except OSError:
-            pass
-        if server.poll() is not None or time.monotonic() > deadline:
-            pytest.fail("DynamoDB Local did not start")
-        time.sleep(0.05)
 
 
 @pytest.fixture
 def aws_credentials(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Credentials for DynamoDB Local, which takes any; none of the developer's own."""
-    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "local")
-    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "local")
-    monkeypatch.setenv("AWS_DEFAULT_REGION", "eu-west-1")
-    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    """Credentials for DynamoDB Local, and none of the developer's own."""
     for name in ("AWS_PROFILE", "AWS_REGION", "AWS_SESSION_TOKEN", "AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_DYNAMODB"):
         monkeypatch.delenv(name, raising=False)
+    for name, value in {
+        **CREDENTIALS,
+        "AWS_CONFIG_FILE": "/nowhere",
+        "AWS_SHARED_CREDENTIALS_FILE": "/nowhere",
+    }.items():
+        monkeypatch.setenv(name, value)
 
 
 @pytest.fixture
 def dynamodb(dynamodb_port: int, aws_credentials: None) -> Iterator[DynamoDB]:
     """A table of this test's own."""
-    made = DynamoDB(dynamodb_port, f"sessions-{token_hex(6)}")
-    asyncio.run(_on_service(made, "CreateTable"))
-    yield made
-    asyncio.run(_on_service(made, "DeleteTable"))
-
-
-async def _on_service(made: DynamoDB, operation: str) -> None:
-    from aiobotocore.session import get_session
-
     from agent_sessions.stores.dynamodb.table import definition
 
-    async with get_session().create_client("dynamodb", endpoint_url=made.url) as client:
-        if operation == "CreateTable":
-            await client.create_table(**definition(made.table))
-        else:
-            await client.delete_table(TableName=made.table)
+    made = DynamoDB(dynamodb_port, f"sessions-{token_hex(6)}")
+    request(made.port, "CreateTable", **definition(made.table))
+    yield made
+    made.request("DeleteTable")

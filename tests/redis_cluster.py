@@ -55,8 +55,8 @@ class RedisCluster:
         for number, node in enumerate(replicas):
             node.command("CLUSTER", "REPLICATE", masters[number % self._masters].raw("CLUSTER", "MYID"))
         wait_until(lambda: all(_is_ok(node) for node in self.nodes))
-        wait_until(lambda: all(is_replica_in_step(node) for node in replicas))
-        wait_until(lambda: len(self.map(self.nodes[-1])) == self._masters)
+        if replicas:
+            self.wait_until_whole()
 
     def stop(self) -> None:
         """Kill all nodes."""
@@ -81,6 +81,26 @@ class RedisCluster:
     def at(self, port: int) -> RedisServer:
         """The node at a port."""
         return next(node for node in self.nodes if node.port == port)
+
+    def wait_until_whole(self) -> None:
+        """Return when all nodes agree on who is a master, and each of these has a replica in step."""
+
+        def is_whole() -> bool:
+            maps = {tuple(sorted((first, master[1]) for first, _, master, *_ in self.map(node))) for node in self.nodes}
+            roles = {node.port: node.raw("ROLE") for node in self.masters()}
+            if len(maps) > 1 or not all(role[0] == b"master" and role[2] for role in roles.values()):
+                return False
+            replicas = [node.raw("ROLE") for node in self.nodes if node.port not in roles]
+            if not all(role[0] == b"slave" and role[3] == b"connected" for role in replicas):
+                return False
+            return roles.keys() == {role[2] for role in replicas if role[4] >= roles[role[2]][1]}
+
+        wait_until(is_whole)
+
+    def replica_of(self, master: RedisServer) -> RedisServer:
+        """The replica of a master, as that knows it."""
+        (_, (replica, *_)) = master.raw("ROLE")[1:]
+        return self.at(int(replica[1]))
 
     def owner(self, key: bytes | str) -> RedisServer:
         """The node that has a key."""
@@ -109,11 +129,6 @@ class RedisCluster:
     def command(self, name: str, key: str | bytes, *words: str | bytes | int) -> Any:
         """Send a command to the node that has the key."""
         return self.owner(key).command(name, key, *words)
-
-
-def is_replica_in_step(node: RedisServer) -> bool:
-    """Whether a replica has all that its master has."""
-    return b"master_link_status:up" in node.raw("INFO", "replication")
 
 
 def wait_until(is_so: Callable[[], bool], within_s: float = START_S) -> None:

@@ -190,7 +190,7 @@ class TestStoreType:
         error = refused()
 
         assert error.field == "AK_SESSION__TYPE"
-        assert "in_memory, redis, valkey" in str(error)
+        assert "dynamodb, in_memory, redis, sqlite, valkey" in str(error)
         assert "package.module:Class" in str(error)
 
     def test_a_near_miss_is_helped(self, environment: Environment) -> None:

@@ -2,24 +2,42 @@
 
 from __future__ import annotations
 
-import os
+import asyncio
 import threading
 from collections.abc import Awaitable, Callable
 from typing import TypeVar
 from weakref import WeakValueDictionary
 
 from agent_sessions import Session, SessionManager
-from agent_sessions.errors import SessionConflictError, SessionNotFoundError
+from agent_sessions.errors import CommitTooLargeError, SessionConflictError, SessionNotFoundError
 from agent_sessions.stores.base import Key
-from agent_sessions.turns.gate import Gate
 
 T = TypeVar("T")
 
 _READ_ATTEMPTS = 5
 
+Work = Callable[[Session, bool], Awaitable[None]]
 
-_gates: WeakValueDictionary[Key, Gate] = WeakValueDictionary()
-_lock = threading.Lock()
+
+class _Change:
+    """A change that somebody waits for."""
+
+    def __init__(self, work: Work) -> None:
+        self.work = work
+        self.is_done = False
+        self.error: Exception | None = None
+
+    def end(self, error: Exception | None) -> None:
+        """It is stored, or never will be."""
+        self.is_done, self.error = True, error
+
+
+class _Queue:
+    """The changes of one session that wait, from one event loop. Who gets the lock stores them all."""
+
+    def __init__(self) -> None:
+        self.lock = asyncio.Lock()
+        self.waiting: list[_Change] = []
 
 
 class Access:
@@ -33,6 +51,8 @@ class Access:
     def __init__(self, manager: SessionManager | None, turn: Session | None = None) -> None:
         self._manager = manager
         self._turn = turn
+        self._queues: WeakValueDictionary[tuple[int, str], _Queue] = WeakValueDictionary()
+        self._lock = threading.Lock()
 
     @property
     def manager(self) -> SessionManager:
@@ -64,21 +84,59 @@ class Access:
         async with self.manager.open(session_id) as session:
             return await work(session, True)
 
-    async def write(self, session_id: str, work: Callable[[Session, bool], Awaitable[None]]) -> None:
-        """Change a session."""
+    async def write(self, session_id: str, work: Work) -> None:
+        """Change a session. What comes while another change is on its way to the store is stored together after it."""
         session = self.joined(session_id)
         if session is not None:
             await work(session, False)
             return
-        async with _gate(self.key(session_id)):  # so that calls of one run don't get into each other's way
+        queue, change = self._queue(session_id), _Change(work)
+        queue.waiting.append(change)
+        try:
+            async with queue.lock:
+                if not change.is_done:
+                    await self._write_all(session_id, queue)
+        finally:
+            queue.waiting = [one for one in queue.waiting if one is not change]
+        if change.error is not None:
+            raise change.error
+
+    def _queue(self, session_id: str) -> _Queue:
+        # Of this loop alone: blocking one, by a sync call, must not block another.
+        name = (id(asyncio.get_running_loop()), session_id)
+        with self._lock:
+            return self._queues.setdefault(name, _Queue())
+
+    async def _write_all(self, session_id: str, queue: _Queue) -> None:
+        """Store all changes that wait, in one turn if they are not too large for one."""
+        changes, queue.waiting = queue.waiting, []
+        try:
+            if not await self._write_together(session_id, changes):
+                for change in changes:
+                    await self._write_together(session_id, [change])
+        finally:  # those that are not done, if this was cancelled, are the next one's
+            queue.waiting = [*(change for change in changes if not change.is_done), *queue.waiting]
+
+    async def _write_together(self, session_id: str, changes: list[_Change]) -> bool:
+        """Store changes in one turn, and end them. Returns False if they are too many for one."""
+        try:
             try:
                 async with self.manager.attempt(session_id) as session:
-                    await work(session, True)
-                    return
-            except (SessionConflictError, SessionNotFoundError):
-                pass  # whatever it was: it counts what is found with the lease
-            async with self.manager.open(session_id) as session:
-                await work(session, True)
+                    errors = [await _error_of(change.work(session, True)) for change in changes]
+                    if any(errors):
+                        raise _UncertainError
+            except (_UncertainError, SessionConflictError, SessionNotFoundError):  # it counts what the lease shows
+                async with self.manager.open(session_id) as session:
+                    errors = [await _error_of(change.work(session, True)) for change in changes]
+        except CommitTooLargeError as error:
+            if len(changes) > 1:
+                return False
+            errors = [error]
+        except Exception as error:
+            errors = [error for _ in changes]
+        for change, its_own in zip(changes, errors, strict=True):
+            change.end(its_own)
+        return True
 
     async def ids(self) -> list[str]:
         """The ids of all sessions of the tenant."""
@@ -94,15 +152,13 @@ class Access:
                 return list(found)
 
 
-def _gate(key: Key) -> Gate:
-    with _lock:
-        return _gates.setdefault(key, Gate())
+class _UncertainError(Exception):
+    """A change failed on what was seen last, which may not be what is stored."""
 
 
-def _after_fork() -> None:
-    global _lock
-    _lock = threading.Lock()  # whoever held it is not in this process
-    _gates.clear()
-
-
-os.register_at_fork(after_in_child=_after_fork)
+async def _error_of(work: Awaitable[None]) -> Exception | None:
+    try:
+        await work
+    except Exception as error:
+        return error
+    return None

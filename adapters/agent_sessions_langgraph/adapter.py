@@ -44,7 +44,8 @@ class LangGraphAdapter:
 
     Options are those of `graph.astream`: `config`, `durability`, `interrupt_before`, `subgraphs`, ... A run that is
     stored as a whole saves one checkpoint at its end (`durability="exit"`), one with `commit="step"` each of them
-    before it goes on (`durability="sync"`).
+    before it goes on (`durability="sync"`). In a stream, what comes of further modes (`stream_mode`) is an event of the
+    type `other`.
     """
 
     framework = NAMESPACE
@@ -71,11 +72,14 @@ class LangGraphAdapter:
         progress = _Progress()
         tools: dict[str, str] = {}
         given = as_input(call.agent, call.input)
-        async for part in _parts(call, given, ["messages", "tools", "updates", "values"]):
+        asked = _asked_for(call)
+        async for part in _parts(call, given, {"messages", "tools", "updates", "values"} | asked):
             progress.note(part)
             event = _told(part, tools)
             if event is not None:
                 yield event
+            elif part.mode in asked:
+                yield Event("other", raw=part.raw)
         yield progress.outcome()
 
     async def resume(self, call: Call, state: Any, decisions: Any) -> Outcome:
@@ -131,19 +135,25 @@ class _Progress(Struct, eq=False):
 
 async def _ran(call: Call, given: Any) -> Outcome:
     progress = _Progress()
-    async for part in _parts(call, given, ["updates", "values"]):
+    async for part in _parts(call, given, {"updates", "values"}):
         progress.note(part)
     return progress.outcome()
 
 
-async def _parts(call: Call, given: Any, modes: list[str]) -> AsyncIterator[_Part]:
-    options = {name: value for name, value in call.options.items() if name != "config"}
+def _asked_for(call: Call) -> set[str]:
+    """The stream modes that the caller wants to see."""
+    modes = call.options.get("stream_mode") or ()
+    return {modes} if isinstance(modes, str) else set(modes)
+
+
+async def _parts(call: Call, given: Any, modes: set[str]) -> AsyncIterator[_Part]:
+    options = {name: value for name, value in call.options.items() if name not in ("config", "stream_mode")}
     # The turn stores all or nothing, so that checkpoints on the way to its end would only cost.
     options.setdefault("durability", "exit" if call.commit == "turn" else "sync")
     if call.context is not None:
         options["context"] = call.context
     has_namespaces = bool(options.get("subgraphs"))
-    streaming = _bound(call).astream(given, _config(call), stream_mode=modes, **options)
+    streaming = _bound(call).astream(given, _config(call), stream_mode=sorted(modes), **options)
     async with aclosing(streaming) as chunks:
         async for chunk in chunks:
             ns, mode, payload = chunk if has_namespaces else ((), *chunk)

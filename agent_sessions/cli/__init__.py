@@ -7,7 +7,10 @@ from typing import Annotated
 
 import typer
 
+from .dynamodb import app as dynamodb
+
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+app.add_typer(dynamodb, name="dynamodb")
 
 
 def main() -> None:

@@ -63,7 +63,7 @@ class Outcome(Discreet, Struct, frozen=True):
     """What the adapter needs to resume a paused run; stored in the session."""
 
 
-EventType = Literal["text", "tool_start", "tool_end", "paused", "done"]
+EventType = Literal["text", "tool_start", "tool_end", "other", "paused", "done"]
 
 
 class Event(Discreet, Struct, frozen=True):
@@ -75,7 +75,7 @@ class Event(Discreet, Struct, frozen=True):
     tool: str | None = None
     """Of `tool_start` and `tool_end`: the tool's name."""
     raw: Any = None
-    """The framework's own event."""
+    """The framework's own event; of `other`, what the caller has asked the framework for and is none of the rest."""
     run: Any = None
     """Of `paused` and `done`: the finished `Run`, which is stored by then."""
 

@@ -29,7 +29,7 @@ from .drafts import Drafts, confirmed
 from .gate import Gate
 from .image import Image
 from .logs import LogDraft, LogWindow, encode_items
-from .values import Values
+from .values import Values, decode_field
 
 CommitMode = Literal["turn", "step"]
 
@@ -117,7 +117,7 @@ class Turn:
         """A field of the record, or None."""
         with self._lock:
             data = self._drafts.fields[name] if name in self._drafts.fields else self._stored_field(name)
-        return None if data is None else codec.decode(data)
+        return None if data is None else decode_field(self.key, name, data)
 
     def set_field(self, name: str, value: Any) -> None:
         """Change a field of the record; None removes it."""

@@ -9,7 +9,7 @@ from typing import Any
 
 from .. import codec
 from ..errors import SerializationError, TurnClosedError
-from ..stores.base import Part
+from ..stores.base import Key, Part
 
 _ABSENT: Any = object()
 
@@ -188,3 +188,11 @@ def with_changes(
 def encode_value(part: Part, value: Any) -> bytes:
     """Encode a value; an error names the path from the value's own name: `cart[2].when`."""
     return codec.encode(value, root=part.name)
+
+
+def decode_field(key: Key, name: str, data: bytes) -> Any:
+    """Decode a field of a record; an error names both."""
+    try:
+        return codec.decode(data)
+    except SerializationError as error:
+        raise type(error)(f"the {name} of {key.kind} {key.id!r} can't be read: {error.message}", field=name) from error

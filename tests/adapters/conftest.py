@@ -8,18 +8,26 @@ from typing import Any
 import pytest
 
 from agent_sessions import MemoryStore, Runner, SessionManager
+from agent_sessions.stores.sqlite import SQLiteStore
 
 
 @pytest.fixture(params=["memory", "redis"])
 async def store(request: pytest.FixtureRequest) -> AsyncIterator[Any]:
-    if request.param == "memory":
-        yield MemoryStore()
-        return
-    from agent_sessions.stores.redis import RedisStore
-
-    store = RedisStore.from_url(request.getfixturevalue("redis_url"))
+    store = _opened(request.param, request)
     yield store
     await store.aclose()
+
+
+def _opened(kind: str, request: pytest.FixtureRequest) -> Any:
+    if kind == "memory":
+        return MemoryStore()
+    if kind == "sqlite":
+        return SQLiteStore(request.getfixturevalue("tmp_path") / "sessions.db")
+    if kind == "dynamodb":
+        return request.getfixturevalue("dynamodb").store()
+    from agent_sessions.stores.redis import RedisStore
+
+    return RedisStore.from_url(request.getfixturevalue("redis_url"))
 
 
 @pytest.fixture

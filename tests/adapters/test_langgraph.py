@@ -13,13 +13,14 @@ from langchain_core.messages import AIMessage, HumanMessage
 from langchain_core.runnables import RunnableConfig
 from langchain_core.tools import tool
 from langgraph.checkpoint.memory import InMemorySaver
+from langgraph.config import get_stream_writer
 from langgraph.func import entrypoint
 from langgraph.graph import END, START, MessagesState, StateGraph
 from langgraph.runtime import Runtime
 from langgraph.types import Command, Send, interrupt
 from pydantic import BaseModel
 
-from agent_sessions import Runner, Session, SessionManager, SyncSession, current_session, skill
+from agent_sessions import MemoryStore, Runner, Session, SessionManager, SyncSession, current_session, skill
 from agent_sessions.errors import InvalidError, RunPausedError
 from agent_sessions_langgraph import SessionSaver
 from agent_sessions_langgraph.adapter import BREAKPOINT
@@ -65,6 +66,14 @@ async def test_one_graph_serves_a_hundred_sessions_at_once(runner: Runner) -> No
     assert vars(graph) == before
     assert graph.checkpointer is saver
     assert saver.storage == {}
+
+
+async def test_one_graph_serves_a_thousand_sessions_at_once() -> None:
+    runner, graph = Runner(SessionManager(MemoryStore())), chat()
+
+    runs = await asyncio.gather(*(runner.run(graph, f"s{one}", str(one)) for one in range(1_000)))
+
+    assert [texts(run.raw) for run in runs] == [[str(one), f"re: {one}"] for one in range(1_000)]
 
 
 async def test_graphs_of_one_session_have_threads_of_their_own(runner: Runner, manager: SessionManager) -> None:
@@ -439,6 +448,25 @@ async def test_subgraphs_are_streamed_if_asked_for(runner: Runner) -> None:
     assert told[-1].run.output == "There you are"
 
 
+async def test_a_stream_tells_what_further_modes_say(runner: Runner) -> None:
+    async def working(state: MessagesState) -> dict[str, Any]:
+        get_stream_writer()({"progress": 50})
+        return {"messages": [AIMessage("ok")]}
+
+    graph = chat(working)
+    async with runner.stream(graph, "s", "1", stream_mode=["custom", "updates"]) as events:
+        told = [event async for event in events]
+    assert {one.type for one in told} == {"other", "text", "done"}
+    others = [one.raw for one in told if one.type == "other"]
+    assert others[0] == ("custom", {"progress": 50})
+    assert others[1][0] == "updates"
+    assert texts(others[1][1]["reply"]) == ["ok"]
+
+    async with runner.stream(graph, "s", "2", stream_mode="custom", subgraphs=True) as events:
+        others = [event.raw async for event in events if event.type == "other"]
+    assert others == [((), "custom", {"progress": 50})]
+
+
 async def test_leaving_a_stream_cancels_the_run(runner: Runner, manager: SessionManager) -> None:
     cancelled = asyncio.Event()
 
@@ -472,8 +500,6 @@ async def test_leaving_a_stream_cancels_the_run(runner: Runner, manager: Session
 
 
 def test_a_graph_runs_without_async() -> None:
-    from agent_sessions import MemoryStore
-
     runner = Runner(SessionManager(MemoryStore()))
     graph = agent([note], calls(("note", {"text": "x"})), "noted", "bye")
 

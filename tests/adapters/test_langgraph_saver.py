@@ -21,6 +21,8 @@ from agent_sessions_langgraph import SessionSaver
 
 from .graphs import chat, on, one_node, said, texts
 
+on_every_store = pytest.mark.parametrize("store", ["memory", "sqlite", "redis", "dynamodb"], indirect=True)
+
 
 @pytest.fixture
 def saver(manager: SessionManager) -> SessionSaver:
@@ -30,6 +32,7 @@ def saver(manager: SessionManager) -> SessionSaver:
 # ---------------------------------------------------------------------------------------------------- the contract
 
 
+@on_every_store
 async def test_it_passes_langgraphs_conformance_suite(manager: SessionManager) -> None:
     @checkpointer_test(name="SessionSaver")
     async def savers() -> AsyncIterator[SessionSaver]:
@@ -121,6 +124,7 @@ async def seen(saver: Any) -> list[Any]:
     return [plain(found) for found in tuples]
 
 
+@on_every_store
 @pytest.mark.parametrize("half", ["async", "sync"])
 async def test_both_halves_answer_as_the_in_memory_saver_does(saver: SessionSaver, half: str) -> None:
     ours: Any = saver if half == "async" else Halves(saver)

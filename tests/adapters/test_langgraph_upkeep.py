@@ -22,6 +22,8 @@ from .graphs import chat, on, one_node, said, stored, texts
 
 Do = Callable[..., Awaitable[Any]]
 
+on_every_store = pytest.mark.parametrize("store", ["memory", "sqlite", "redis", "dynamodb"], indirect=True)
+
 
 @pytest.fixture
 def saver(manager: SessionManager) -> SessionSaver:
@@ -58,6 +60,7 @@ async def asking(state: MessagesState) -> dict[str, Any]:
 # ---------------------------------------------------------------------------------------------------- pruning
 
 
+@on_every_store
 async def test_pruning_keeps_the_latest_state(saver: SessionSaver, do: Do, manager: SessionManager, store: Any) -> None:
     graph = chat(checkpointer=saver)
     for turn in range(20):
@@ -145,6 +148,7 @@ async def test_pruning_keeps_what_delta_channels_are_rebuilt_from(
 # ---------------------------------------------------------------------------------------------------- delta channels
 
 
+@on_every_store
 async def test_the_history_of_delta_channels_is_that_of_the_in_memory_saver(saver: SessionSaver, do: Do) -> None:
     theirs = InMemorySaver()
     seen = []
@@ -173,6 +177,7 @@ def _values(history: Any) -> dict[str, Any]:
 # ---------------------------------------------------------------------------------------------------- deleting
 
 
+@on_every_store
 async def test_the_checkpoints_of_runs_are_deleted_wherever_they_are(
     saver: SessionSaver, do: Do, manager: SessionManager
 ) -> None:
@@ -227,6 +232,7 @@ async def test_a_copy_goes_on_by_itself(saver: SessionSaver, do: Do) -> None:
     assert texts(await graph.ainvoke(Command(resume="yes"), on()))[-1] == "you said yes"
 
 
+@on_every_store
 async def test_a_copy_is_repeated_without_harm(saver: SessionSaver, do: Do) -> None:
     graph = chat(checkpointer=saver)
     await graph.ainvoke(said("1"), on())

@@ -15,7 +15,9 @@ from agent_sessions.stores import open_store
 from agent_sessions_openai import OpenAISession
 
 _context = multiprocessing.get_context("forkserver")
-_context.set_forkserver_preload(["tests.faults.victims", "agent_sessions.stores.redis", "agent_sessions.stores.sqlite"])
+_context.set_forkserver_preload(
+    ["tests.faults.victims", "tests.faults.graph_runs", "agent_sessions.stores.redis", "agent_sessions.stores.sqlite"]
+)
 
 BATCH = 3
 

@@ -418,7 +418,9 @@ class TestInSessions:
 
         async with manager.open("s-1") as session:
             session.set("cart", "eggs")
-        with pytest.raises(DecryptionError):
+            with pytest.raises(DecryptionError, match="the metadata of session 's-1' can't be read"):
+                session.metadata["device"]
+        with pytest.raises(DecryptionError, match="the metadata of session 's-1' can't be read"):
             await manager.get("s-1")
 
         async with SessionManager(encrypted(inner, OLD, NEW)).read("s-1") as snapshot:

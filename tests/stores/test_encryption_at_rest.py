@@ -1,21 +1,22 @@
-"""No word of what is stored can be found in the backend's own files."""
+"""No word of what is stored can be found in what the backend holds."""
 
 from __future__ import annotations
 
 import secrets
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pytest
-from pydantic import SecretStr
 
-from agent_sessions import Runner, Session, SessionManager, Settings
-from agent_sessions.settings import EncryptionSettings, RedisSettings, SQLiteSettings
-from agent_sessions.stores import open_store
+from agent_sessions import Runner, Session, SessionManager
+from agent_sessions.stores.base import Store
+from agent_sessions.stores.encryption import EncryptedStore, Keyring
+from agent_sessions.stores.sqlite import SQLiteStore
 from agent_sessions.testing import ScriptedAgent
 
 if TYPE_CHECKING:
+    from tests.dynamodb import DynamoDB
     from tests.redis_server import RedisServer
 
 STORED = [
@@ -24,53 +25,73 @@ STORED = [
 ]
 READABLE = ["tenant-zucchini", "session-yam", "user-xigua", "namespace-watercress", "log-vanilla", "entry-turnip"]
 
-Raw = Callable[[], bytes]
+
+class Backend(NamedTuple):
+    """A store, and all bytes that its backend holds, not compressed, which would hide words."""
+
+    store: Store
+    held: Callable[[], bytes]
 
 
-@pytest.fixture(params=["redis", "sqlite"])
-def backend(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[Settings, Raw]:
-    """A backend, and all bytes that it has on disk. Nothing of it is compressed, which would hide words."""
-    if request.param == "sqlite":
-        settings = Settings(type="sqlite", sqlite=SQLiteSettings(path=tmp_path / "sessions.db"))
-        return settings, lambda: b"".join(file.read_bytes() for file in tmp_path.glob("sessions.db*"))
-    server: RedisServer = request.getfixturevalue("start_redis")("--rdbcompression", "no")
+@pytest.fixture(params=["sqlite", "redis", "dynamodb"])
+def backend(request: pytest.FixtureRequest, tmp_path: Path) -> Backend:
+    match request.param:
+        case "sqlite":
+            store = SQLiteStore(tmp_path / "sessions.db")
+            return Backend(store, lambda: b"".join(file.read_bytes() for file in tmp_path.glob("sessions.db*")))
+        case "redis":
+            from agent_sessions.stores.redis import RedisStore
 
-    def dumped() -> bytes:
-        server.command("SAVE")
-        _, folder = server.command("CONFIG", "GET", "dir")
-        return (Path(folder.decode()) / "dump.rdb").read_bytes()
-
-    return Settings(type="redis", redis=RedisSettings(url=server.url)), dumped
-
-
-@pytest.fixture
-def encryption() -> EncryptionSettings:
-    return EncryptionSettings(keys=(SecretStr(secrets.token_urlsafe(32)),))
+            server: RedisServer = request.getfixturevalue("start_redis")("--rdbcompression", "no")
+            return Backend(RedisStore.from_url(server.url), lambda: dump_of(server))
+        case _:
+            made: DynamoDB = request.getfixturevalue("dynamodb")
+            return Backend(made.store(), lambda: scan_of(made))
 
 
-async def test_no_word_of_what_is_stored_is_on_the_disk(
-    backend: tuple[Settings, Raw], encryption: EncryptionSettings
-) -> None:
-    settings, raw = backend
-    on_disk = await use(settings.model_copy(update={"encryption": encryption}), raw)
-
-    assert [word for word in STORED if word.encode() in on_disk] == []
-    assert [word for word in READABLE if word.encode() not in on_disk] == []
+def dump_of(server: RedisServer) -> bytes:
+    """The file in which Redis saves everything."""
+    server.command("SAVE")
+    _, folder = server.command("CONFIG", "GET", "dir")
+    return (Path(folder.decode()) / "dump.rdb").read_bytes()
 
 
-async def test_without_keys_every_word_is(backend: tuple[Settings, Raw]) -> None:
+def scan_of(made: DynamoDB) -> bytes:
+    """Every attribute of every item of a table."""
+    from botocore.session import get_session
+
+    client = get_session().create_client("dynamodb", endpoint_url=made.url)
+    pages = client.get_paginator("scan").paginate(TableName=made.table)
+    held = b"\n".join(flat(page["Items"]) for page in pages)
+    client.close()
+    return held
+
+
+def flat(value: Any) -> bytes:
+    if isinstance(value, dict):
+        return flat(list(value.items()))
+    if isinstance(value, list | tuple):
+        return b"\n".join(map(flat, value))
+    return value if isinstance(value, bytes) else str(value).encode()
+
+
+async def test_encrypted_no_word_of_what_is_stored_is_found(backend: Backend) -> None:
+    held = await use(EncryptedStore(backend.store, Keyring([secrets.token_urlsafe(32)])), backend.held)
+
+    assert [word for word in STORED if word.encode() in held] == []
+    assert [word for word in READABLE if word.encode() not in held] == []
+
+
+async def test_without_keys_every_word_is(backend: Backend) -> None:
     """Else the test above would prove nothing."""
-    settings, raw = backend
-    on_disk = await use(settings, raw)
+    held = await use(backend.store, backend.held)
 
-    assert [word for word in STORED if word.encode() not in on_disk] == []
+    assert [word for word in STORED if word.encode() not in held] == []
 
 
-async def use(settings: Settings, raw: Raw) -> bytes:
-    """Put words into every corner of a session, with a run's activation; read them back; return what is on the disk."""
-    store = open_store(settings)
-    manager = SessionManager(store, settings=settings, tenant_id="tenant-zucchini")
-    runner = Runner(manager)
+async def use(store: Store, held: Callable[[], bytes]) -> bytes:
+    """Put words into every corner of a session, with a run's activation; read them back; return what is held then."""
+    runner = Runner(SessionManager(store, tenant_id="tenant-zucchini"))
 
     async def answer(prompt: Any, session: Session) -> str:
         session.set("cart", {"aubergine": "broccoli"})
@@ -90,6 +111,6 @@ async def use(settings: Settings, raw: Raw) -> bytes:
     activation = await Runner(elsewhere).get_activation(run.activation_id)
     assert activation is not None
     assert (activation.payload, activation.response) == ("kohlrabi", "fennel")
-    while_open = raw()
+    while_open = held()
     await store.aclose()
-    return while_open + raw()
+    return while_open + held()

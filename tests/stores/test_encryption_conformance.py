@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import secrets
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -13,8 +13,14 @@ from agent_sessions.stores.base import Store
 from agent_sessions.stores.encryption import EncryptedStore, Keyring
 from agent_sessions.stores.sqlite import SQLiteStore
 from agent_sessions.testing import ServedInOrder, StoreConformance
+from agent_sessions.testing.conformance.contents import Contents
+from agent_sessions.testing.conformance.deltas import Deltas
+from agent_sessions.testing.conformance.model import AnySequence
 
 from . import test_conformance as plain
+
+if TYPE_CHECKING:
+    from tests.dynamodb import DynamoDB
 
 KEYS = [secrets.token_urlsafe(32), secrets.token_urlsafe(32)]
 
@@ -53,3 +59,16 @@ class TestEncryptedRedisCluster(plain.TestRedisCluster):
 
     def connect(self, clock: Clock, **options: Any) -> Store:
         return encrypted(super().connect(clock, **options))
+
+
+class TestEncryptedDynamoDB(Contents, Deltas, AnySequence):
+    """The chapters in which bytes come and go. What is encrypted makes no difference to the others."""
+
+    EXAMPLES = 3
+
+    @pytest.fixture(autouse=True)
+    def _start(self, dynamodb: DynamoDB) -> None:
+        self.dynamodb = dynamodb
+
+    def make_store(self, clock: Clock) -> Store:
+        return encrypted(self.dynamodb.store(clock))

@@ -8,7 +8,7 @@ import secrets
 from collections.abc import AsyncIterator, Callable
 from contextlib import aclosing
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 import pytest
@@ -33,6 +33,9 @@ from agent_sessions.stores.encryption import EncryptedStore, Keyring, Progress, 
 from agent_sessions.stores.sqlite import SQLiteStore
 from agent_sessions.testing import FakeClock
 from tests.support import Before, Stopping, alone, waiters
+
+if TYPE_CHECKING:
+    from tests.dynamodb import DynamoDB
 
 OLD, NEW, OTHER = (secrets.token_urlsafe(32) for _ in range(3))
 ROTATING = Keyring([NEW, OLD])
@@ -101,7 +104,7 @@ async def run(store: Store, keyring: Keyring = ROTATING, **options: Any) -> Prog
 
 class TestAllOfIt:
     async def test_afterwards_the_first_key_alone_reads_everything(self, store: Store) -> None:
-        keys = [Key(tenant, kind, f"{kind}-1") for tenant in ("acme", "default") for kind in KINDS]
+        keys = [Key("acme", kind, f"{kind}-1") for kind in KINDS] + [Key("default", "session", "s-1")]
         for key in keys:
             await fill(encrypted(store, OLD), key)
         expected = await contents(encrypted(store, OLD), keys[0])
@@ -164,6 +167,14 @@ class TestAllOfIt:
 
     async def test_an_empty_store_is_done_at_once(self, store: Store) -> None:
         assert await run(store) == Progress()
+
+
+class TestAllOfItOnDynamoDB(TestAllOfIt):
+    @pytest.fixture
+    async def store(self, dynamodb: DynamoDB, clock: FakeClock) -> AsyncIterator[Store]:
+        opened: Store = dynamodb.store(clock)
+        yield opened
+        await opened.aclose()
 
 
 class TestPlainData:

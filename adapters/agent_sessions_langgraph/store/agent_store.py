@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
@@ -34,6 +35,8 @@ from .search import list_namespaces, search, together
 _LONGEST_TTL_MINUTES = 100 * 366 * 24 * 60
 _MOST_PER_COMMIT = 500
 _COMMIT_BYTES = 8 * 2**20
+
+_numbers = itertools.count()
 
 
 class AgentStore(BaseStore):
@@ -103,12 +106,13 @@ class _Put(Struct):
     """An item to put, without its vectors."""
 
     key: str
+    number: int
     data: bytes
     ttl_ms: int | None
     texts: list[str]
 
     def with_vectors(self, vectors: Mapping[str, Vector]) -> NewItem:
-        return NewItem(self.key, self.data, self.ttl_ms, packed([vectors[text] for text in self.texts]))
+        return NewItem(self.key, self.number, self.data, self.ttl_ms, packed([vectors[text] for text in self.texts]))
 
 
 class _Batch(Struct):
@@ -199,7 +203,7 @@ def _encoded(op: PutOp, embedder: Embedder | None) -> _Put | None:
             "VALUE", f"the value of an item must be a dict, not {type(op.value).__name__}", field="value"
         )
     data = codec.encode(dict(op.value))
-    return _Put(op.key, data, _milliseconds(op.ttl), embedder.texts(op) if embedder else [])
+    return _Put(op.key, next(_numbers), data, _milliseconds(op.ttl), embedder.texts(op) if embedder else [])
 
 
 def _milliseconds(minutes: float | None) -> int | None:

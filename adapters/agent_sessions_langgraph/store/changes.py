@@ -34,7 +34,7 @@ class Changes:
 
     def put(self, entry: str, new: NewItem, created_at: int, now: int) -> None:
         """Put an item."""
-        stamp = new_stamp(now)
+        stamp = new_stamp(now, new.number)
         expires_at = None if new.ttl_ms is None else now + new.ttl_ms
         indexed = new.vectors is not None
         item = StoredItem(new.key, stamp, created_at, new.ttl_ms, expires_at, indexed, new.data)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import secrets
 from datetime import UTC, datetime
 from typing import Any, NamedTuple
@@ -16,9 +15,6 @@ from .names import Namespace
 _SMALLEST_REFRESH_MS = 1_000
 _TIME_DIGITS = 12
 
-_counter = itertools.count()
-
-
 class Vectors(NamedTuple):
     """What an item is found by: vectors of length 1, one after the other, as 32 bit floats in little-endian order."""
 
@@ -30,6 +26,8 @@ class NewItem(NamedTuple):
     """What is to be put."""
 
     key: str
+    number: int
+    """Its place among all that this process puts."""
     data: bytes
     """The value, encoded."""
     ttl_ms: int | None
@@ -91,9 +89,9 @@ class StoredItem(NamedTuple):
         return SearchItem(namespace, self.key, self.value, created, updated, score)
 
 
-def new_stamp(now: int) -> str:
-    """A stamp that nothing else has. Those of one process follow on one another, within a millisecond too."""
-    return f"{in_order(now)}{next(_counter) & 0xFFFFFFFF:08x}{secrets.token_hex(4)}"
+def new_stamp(now: int, number: int) -> str:
+    """A stamp that nothing else has. Within a millisecond, those of one process are in the order of their numbers."""
+    return f"{in_order(now)}{number & 0xFFFFFFFF:08x}{secrets.token_hex(4)}"
 
 
 def in_order(time: int) -> str:

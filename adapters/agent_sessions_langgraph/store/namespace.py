@@ -17,7 +17,8 @@ readers know it, and is removed or written over in time.
 The record's field `listed` says that the directory has the namespace. It is set, at the version at which it was found
 missing, after the directory was written. It is taken away, at the version at which the namespace was found empty,
 before the directory is; and the directory is changed then only if nothing was entered meanwhile. So no namespace with
-items is missing in the directory, but for the moment until a put that was overtaken has seen it and made up for it.
+items is missing in the directory, but for the moment until a put that was overtaken has seen it and made up for it, or,
+if its process ended in that moment, until an item is read or put.
 """
 
 from __future__ import annotations
@@ -70,7 +71,10 @@ class StoredNamespace:
 
     async def get(self, entries: Iterable[str]) -> dict[str, StoredItem]:
         """Those of the items that there are, by their entries."""
-        return (await self._read(entries)).live()
+        read = await self._read(entries)
+        if read.items and not read.is_listed:
+            await self._list()  # the process that put them ended before it could
+        return read.live()
 
     async def newest(self, limit: int) -> Newest:
         """The beginning of the listing."""

@@ -34,9 +34,8 @@ class Endpoint(NamedTuple):
 class LoopClient:
     """The client of one event loop."""
 
-    def __init__(self, endpoint: Endpoint, loader: Loader) -> None:
+    def __init__(self, endpoint: Endpoint) -> None:
         self._endpoint = endpoint
-        self._loader = loader
         self._stack = AsyncExitStack()
         self._opening: asyncio.Task[Any] | None = None
         self._abandoned: weakref.finalize[Any, Any] | None = None
@@ -56,9 +55,9 @@ class LoopClient:
 
     async def _open(self) -> Any:
         # The service's description is a large file: reading it would block the loop.
-        await asyncio.to_thread(_read_ahead, self._loader)
+        await asyncio.to_thread(_read_ahead)
         session = self._endpoint.make_session()
-        session.register_component("data_loader", self._loader)
+        session.register_component("data_loader", _loader)
         config = AioConfig(
             connect_timeout=self._endpoint.connect_timeout_s,
             read_timeout=self._endpoint.timeout_s,
@@ -101,7 +100,6 @@ class Clients:
 
     def __init__(self, endpoint: Endpoint) -> None:
         self._endpoint = endpoint
-        self._loader = create_loader()
         self._pid = os.getpid()
         self._lock = threading.Lock()
         self._by_loop: dict[asyncio.AbstractEventLoop, LoopClient] = {}
@@ -141,7 +139,7 @@ class Clients:
         with self._lock:
             for closed in [other for other in self._by_loop if other.is_closed()]:
                 self._by_loop.pop(closed).abandon()
-            made = LoopClient(self._endpoint, self._loader)
+            made = LoopClient(self._endpoint)
             self._by_loop[loop] = made
             return made
 
@@ -152,12 +150,15 @@ class Clients:
         self._pid = os.getpid()
 
 
-def _read_ahead(loader: Loader) -> None:
-    """Let the loader read, and keep, the files that making a client needs."""
+_loader: Loader = create_loader()  # keeps what it has read, for all stores of the process
+
+
+def _read_ahead() -> None:
+    """Let the loader read the files that making a client needs."""
     for name in ("_retry", "endpoints", "partitions", "sdk-default-configuration"):
-        loader.load_data(name)
+        _loader.load_data(name)
     for kind in ("service-2", "endpoint-rule-set-1"):
-        loader.load_service_model("dynamodb", kind)
+        _loader.load_service_model("dynamodb", kind)
 
 
 def _abandon(client: Any, pid: int) -> None:

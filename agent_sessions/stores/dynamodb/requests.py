@@ -38,10 +38,13 @@ Item: TypeAlias = dict[str, Any]
 
 T = TypeVar("T")
 
+MOST_BYTES = 720_000
+"""The most bytes of payloads in one request. In base64, as they are sent, they stay below 1 MiB: more in one piece
+would hold up the event loop."""
+
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.05, 1.0
 _BROKEN_TRIES = 3
 _BATCH_READ, _BATCH_WRITE = 100, 25
-_MOST_BATCH_BYTES = 2 << 20
 _AT_ONCE = 8
 
 _THROTTLED = {
@@ -183,7 +186,7 @@ class Requests:
         size = 0
         for write in writes:
             size += _size(write)
-            if len(batches[-1]) == _BATCH_WRITE or (size > _MOST_BATCH_BYTES and batches[-1]):
+            if len(batches[-1]) == _BATCH_WRITE or (size > MOST_BYTES and batches[-1]):
                 batches.append([])
                 size = _size(write)
             batches[-1].append(write)

@@ -23,8 +23,8 @@ from agent_sessions.stores.dynamodb.expiry import DAY, seconds
 from agent_sessions.stores.dynamodb.keys import Life, Span
 from agent_sessions.stores.dynamodb.payloads import Large, large_of, read_large
 from agent_sessions.stores.dynamodb.records import Change, Record, binary, number, read_record, remembered
-from agent_sessions.stores.dynamodb.requests import Item, Refused, Requests, gather, item_key
-from agent_sessions.stores.dynamodb.writing import MOST_BYTES, MOST_WRITES, Op, Plan, garbage
+from agent_sessions.stores.dynamodb.requests import MOST_BYTES, Item, Refused, Requests, gather, item_key
+from agent_sessions.stores.dynamodb.writing import MOST_WRITES, Op, Plan, garbage
 
 
 class Staged(Discreet, msgspec.Struct, array_like=True, frozen=True):

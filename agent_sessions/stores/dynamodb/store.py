@@ -395,6 +395,24 @@ class DynamoDBStore:
             await self._stages.sweep(place, record, now)
         return keys
 
+    # ------------------------------------------------------------------------------------------------- the table
+
+    async def create_table(self) -> bool:
+        """Make the table, and wait until it is ready; False if it was there already. One that is there is checked.
+
+        Raises:
+            StoreUnavailableError: It can't be made, or what is there is not as it should be.
+        """
+        return await table.create(self._requests)
+
+    async def check_table(self) -> None:
+        """Look whether the table is as it should be.
+
+        Raises:
+            StoreUnavailableError: It is missing, or what is wrong with it.
+        """
+        await table.check(self._requests)
+
     async def detach(self) -> None:
         """See `Store.detach`."""
         await self._clients.detach()

@@ -16,16 +16,13 @@ from agent_sessions.stores.dynamodb.keys import Life, Span
 from agent_sessions.stores.dynamodb.payloads import PIECE_BYTES, Large, Pieces, large_of, with_expiry
 from agent_sessions.stores.dynamodb.reading import Reader
 from agent_sessions.stores.dynamodb.records import NOTHING, Held, Record, name_of, new_lease
-from agent_sessions.stores.dynamodb.requests import Item, Requests
+from agent_sessions.stores.dynamodb.requests import MOST_BYTES, Item, Requests
 
 MOST_WRITES = 99
 """The most items of a transaction, without the record."""
 
-MOST_BYTES = 3 << 20
-"""The most bytes of payloads in one transaction. The limit of the service, 4 MB, counts names and the rest as well."""
-
-_SMALL_BYTES = 16_384
-"""Where a commit has more than a transaction takes, payloads above this go into pieces."""
+_LARGE_BYTES = (PIECE_BYTES, 16_384, 4_096)
+"""Payloads above the first go into pieces; those above the others, where a commit has more than one request takes."""
 
 _MOST_PARTS_BYTES = 300_000
 
@@ -283,16 +280,14 @@ class Planner:
     def _cut(self) -> Pieces:
         """Move into pieces what an item can't hold, and, of a commit that a transaction can't, all but the small."""
         pieces = Pieces(self._life, os.urandom(8))
-        self._move(pieces, PIECE_BYTES)
-        if sum(len(op.data or b"") for op in self._ops.values()) > MOST_BYTES:
-            self._move(pieces, _SMALL_BYTES)
+        for above in _LARGE_BYTES:
+            for sort_key, op in self._ops.items():
+                if op.data is not None and len(op.data) > above:
+                    op.large, op.data = pieces.put(op.data), None
+                    self._mark(sort_key)
+            if sum(len(op.data or b"") for op in self._ops.values()) <= MOST_BYTES:
+                break
         return pieces
-
-    def _move(self, pieces: Pieces, above: int) -> None:
-        for sort_key, op in self._ops.items():
-            if op.data is not None and len(op.data) > above:
-                op.large, op.data = pieces.put(op.data), None
-                self._mark(sort_key)
 
     def _mark(self, sort_key: bytes) -> None:
         """Say of a namespace or a collection that something in it lies in pieces: who replaces it must look."""

@@ -7,15 +7,11 @@ import os
 import sqlite3
 import threading
 
-from agent_sessions.errors import StoreUnavailableError
 from agent_sessions.stores.sqlite import schema
-
-OLDEST = (3, 24, 0)
-"""The first SQLite that has all that is used here."""
 
 _PRAGMAS = (
     "PRAGMA cache_size = -16384",  # KiB
-    "PRAGMA journal_size_limit = 16777216",  # what a large commit made of the -wal file does not stay
+    "PRAGMA journal_size_limit = 16777216",  # bytes of the -wal file that stay after a large commit
     "PRAGMA trusted_schema = OFF",
 )
 
@@ -36,11 +32,6 @@ def connect(path: str) -> sqlite3.Connection:
 
     Locks are not waited for: `sqlite3.OperationalError` says when one is in the way.
     """
-    if sqlite3.sqlite_version_info < OLDEST:
-        raise StoreUnavailableError(
-            f"this Python has SQLite {sqlite3.sqlite_version}; {'.'.join(map(str, OLDEST))} or later is needed",
-            maybe_done=False,
-        )
     _make(path)
     connection = sqlite3.connect(path, timeout=0, isolation_level=None, check_same_thread=False)
     try:

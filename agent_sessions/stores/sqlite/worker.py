@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import atexit
 import contextlib
+import logging
 import os
 import random
 import sqlite3
@@ -27,6 +28,8 @@ from agent_sessions.errors import SessionError
 from agent_sessions.stores.sqlite import failures, leases, schema, sweeping
 from agent_sessions.stores.sqlite.connection import connect, identity
 from agent_sessions.stores.sqlite.transaction import Transaction, Waiter
+
+logger = logging.getLogger("agent_sessions")
 
 POLL_S = 0.004
 """How often it looks whether another process has given a lease to somebody who waits in this one."""
@@ -241,9 +244,11 @@ class Worker:
 
     def _look_for_the_waiting(self) -> None:
         """Wake those in this process whose turn it is, if anything was changed by another one."""
+        self._waiting = [waiter for waiter in self._waiting if not waiter.woken.done()]
+        if not self._waiting:
+            return
         try:
-            connection = self._connected()
-            (version,) = connection.execute("PRAGMA data_version").fetchone()
+            (version,) = self._connected().execute("PRAGMA data_version").fetchone()
             if version == self._data_version:
                 return
             next_ones: set[Waiter] = set()
@@ -254,27 +259,25 @@ class Worker:
             self._transact([look], Mode.READS)
             self._data_version = version
             self._wake(next_ones.__contains__)
-        except (sqlite3.Error, OSError, SessionError) as error:
+        except Exception as error:
             self._roll_back(error)  # they ask again within a second, and are told
 
     def _wake(self, who: Callable[[Waiter], bool]) -> None:
-        still = []
-        for waiter in self._waiting:
-            if who(waiter):
-                _on(waiter.loop, _resolve, waiter.woken, None, None)
-            elif not waiter.woken.done():
-                still.append(waiter)
-        self._waiting = still
+        for waiter in filter(who, self._waiting):
+            _on(waiter.loop, _resolve, waiter.woken, None, None)
+        self._waiting = [waiter for waiter in self._waiting if not who(waiter)]
 
     def _sweep(self) -> bool:
         """Remove a little of what is past its time. True: there is more."""
         try:
             (more,), _ = self._transact([sweeping.sweep], Mode.WRITES)
-            assert self._connection is not None
-            return sweeping.shrink(self._connection) or bool(more)
-        except (sqlite3.Error, OSError, SessionError) as error:
+            return sweeping.shrink(self._connected()) or bool(more)
+        except Exception as error:
             self._roll_back(error)
-            return isinstance(error, sqlite3.Error) and failures.is_locked(error)
+            if isinstance(error, sqlite3.Error) and failures.is_locked(error):
+                return True
+            logger.warning("%s could not be swept (%s); trying again in a minute", self._path, type(error).__name__)
+            return False
 
 
 def _settle(job: Job, result: Any, error: BaseException | None) -> None:

@@ -1,0 +1,133 @@
+"""What a turn costs on DynamoDB, by the rules that AWS documents."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import pytest
+
+from agent_sessions import SessionManager
+from agent_sessions.codec import encode
+from agent_sessions.stores.base import ABSENT, Key, Part, Version
+from agent_sessions.testing.conformance.harness import append, change, lease
+from tests.dynamodb import RECORD, DynamoDB
+from tests.dynamodb_local import size
+
+WARM = Counter(UpdateItem=1, TransactWriteItems=1)
+ITEMS = [{"role": role, "content": "x" * 220} for role in ("user", "assistant", "user", "assistant")]
+LOGS = {("openai", "items"): None}
+KEY = Key("default", "session", "7f9c2ba4-e88f-4a1d-9f6b-1c0a5d1e5c8b")
+USER = "auth0|5f7c8ec7c33c6c004bbafe82"
+
+
+async def turn(manager: SessionManager) -> None:
+    async with manager.open(KEY.id, user_id=USER, logs=LOGS) as session:
+        log = session.namespace("openai").log("items")
+        await log.read()
+        await log.append(ITEMS)
+
+
+async def test_a_warm_turn_is_two_requests_and_costs_the_same_at_turn_10_and_500(dynamodb: DynamoDB) -> None:
+    meter = dynamodb.meter()
+    store = dynamodb.store(make_session=meter.make_session)
+    manager = SessionManager(store)
+    costs = []
+    for turns in (9, 489):
+        for _ in range(turns - 1):
+            await store.commit(KEY, change(logs=append(*map(encode, ITEMS)), belongs_to=USER))
+        await turn(manager)  # learns of the others, and is warm from here on
+        meter.reset()
+        await turn(manager)
+        assert meter.requests == WARM
+        costs.append((meter.write_units, meter.index_units, meter.read_units))
+    assert (await store.open(KEY)).version.revision == 500
+    assert costs == [(7, 4, 0), (7, 4, 0)]
+    (record,) = dynamodb.request("Scan", FilterExpression="k = :k", ExpressionAttributeValues={":k": {"B": RECORD}})[
+        "Items"
+    ]
+    assert size(record) < 1000
+    await store.aclose()
+
+
+async def test_values_collections_and_fields_need_no_request_of_their_own(dynamodb: DynamoDB) -> None:
+    meter = dynamodb.meter()
+    store = dynamodb.store(make_session=meter.make_session)
+    manager = SessionManager(store)
+    for number in range(4):
+        meter.reset()
+        async with manager.open(KEY.id, logs=LOGS) as session:
+            session.set("step", number)
+            await session.namespace("langgraph").collection("checkpoints").put(f"{number:06}", {"n": number})
+            await session.namespace("openai").log("items").append(ITEMS)
+        assert meter.requests == WARM or number == 0
+    await store.aclose()
+
+
+async def test_what_another_process_committed_is_one_query_more(dynamodb: DynamoDB) -> None:
+    meter = dynamodb.meter()
+    store, other = dynamodb.store(make_session=meter.make_session), dynamodb.store()
+    ours, theirs = SessionManager(store), SessionManager(other)
+    await turn(ours)
+    await turn(ours)
+    for _ in range(3):
+        await turn(theirs)
+    meter.reset()
+    await turn(ours)
+    assert meter.requests == WARM + Counter(Query=1)
+    meter.reset()
+    await turn(ours)
+    assert meter.requests == WARM
+    await store.aclose()
+    await other.aclose()
+
+
+async def test_a_cold_turn_is_one_query_more_for_each_part_that_is_asked_for(dynamodb: DynamoDB) -> None:
+    warm = dynamodb.store()
+    manager = SessionManager(warm)
+    for _ in range(20):
+        await turn(manager)
+    async with manager.open(KEY.id) as session:
+        session.set("step", 1)
+    meter = dynamodb.meter()
+    cold = dynamodb.store(make_session=meter.make_session)
+    await turn(SessionManager(cold))
+    assert meter.requests == WARM + Counter(Query=2)
+    await warm.aclose()
+    await cold.aclose()
+
+
+@pytest.mark.parametrize("expected", [ABSENT, None])
+async def test_a_session_that_is_known_is_committed_in_one_request(
+    dynamodb: DynamoDB, expected: Version | None
+) -> None:
+    meter = dynamodb.meter()
+    store, key = dynamodb.store(make_session=meter.make_session), Key("acme", "session", "s-1")
+    await store.commit(key, change(expected=expected, logs=append(b"1")))
+    meter.reset()
+    await store.commit(key, change(logs=append(b"2"), values={Part("a", "b"): b"1"}, fields={"f": b"1"}))
+    assert meter.requests == Counter(TransactWriteItems=1)
+    await store.aclose()
+
+
+async def test_a_waiter_looks_before_it_writes(dynamodb: DynamoDB) -> None:
+    meter = dynamodb.meter()
+    store, waiting = dynamodb.store(), dynamodb.store(make_session=meter.make_session)
+    key = Key("acme", "session", "s-1")
+    await store.commit(key, change(hold_ms=30_000))
+    for _ in range(3):
+        assert not (await waiting.open(key, lease=lease("them", queue=True))).granted
+    assert meter.requests == Counter(GetItem=3)
+    assert meter.write_units == 0
+    await store.aclose()
+    await waiting.aclose()
+
+
+async def test_a_tenants_sessions_are_spread_over_eight_index_partitions(dynamodb: DynamoDB) -> None:
+    store = dynamodb.store()
+    for number in range(160):
+        await store.commit(Key("acme", "session", f"user-{number}"), change(belongs_to=f"user-{number}"))
+    shards = Counter(item["t"]["S"] for item in dynamodb.request("Scan", IndexName="by_tenant")["Items"])
+    assert len(shards) == 8
+    assert max(shards.values()) <= 2 * 160 / 8
+    assert await store.count("acme", "session") == 160
+    await store.aclose()

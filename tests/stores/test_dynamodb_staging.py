@@ -1,0 +1,246 @@
+"""Commits that are more than a transaction takes, whatever dies on the way."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from typing import Any
+
+import pytest
+
+from agent_sessions.errors import CommitTooLargeError, SessionConflictError, StoreUnavailableError
+from agent_sessions.stores.base import CollectionChange, Commit, EntryRange, Key, LogWanted, Part, Store, Wanted
+from agent_sessions.testing.conformance.harness import (
+    CHECKPOINTS,
+    LOG,
+    append,
+    change,
+    lease,
+    new_id,
+    read_log,
+    read_range,
+    read_values,
+)
+from tests.dynamodb import DynamoDB
+
+from .dynamodb_proxy import Decision, proxy
+
+KEY = Key("acme", "session", "s-1")
+LARGE = Part("files", "large")
+EVERYTHING = Wanted(logs=[LogWanted(LOG)], ranges=[EntryRange(CHECKPOINTS)])
+DATA = random.Random(7).randbytes(400_000)
+PIECES = 2
+ENTRIES = {f"{number:04}": b"%d" % number for number in range(110)}
+
+
+@pytest.fixture
+async def store(dynamodb: DynamoDB) -> AsyncIterator[Store]:
+    store = dynamodb.store()
+    yield store
+    await store.aclose()
+
+
+@asynccontextmanager
+async def dying(
+    dynamodb: DynamoDB, requests: int, fault: Decision, begin: Callable[[dict[str, Any]], bool] | None = None
+) -> AsyncIterator[Any]:
+    """A store whose process dies so many requests after one, or after its beginning: the next is lost, or its answer,
+    and all that follow."""
+    left, begun = requests, begin is None
+
+    def decide(operation: str, arguments: dict[str, Any]) -> Decision:
+        nonlocal left, begun
+        if not begun:
+            begun = begin is not None and begin(arguments)
+            return "pass"
+        left -= 1
+        if left >= 0:
+            return "pass"
+        return fault if left == -1 else "lose the request"
+
+    async with proxy(dynamodb.port, decide) as url:
+        store = dynamodb.store(url=url)
+        yield store
+        await store.aclose()
+
+
+def is_publishing(arguments: dict[str, Any]) -> bool:
+    return "st = :st" in arguments.get("UpdateExpression", "")
+
+
+def before() -> Commit:
+    return change(
+        values={LARGE: DATA[::-1]},
+        logs=append(b"1", b"2"),
+        collections={CHECKPOINTS: CollectionChange(entries={"0000": b"old", "old": b"old"})},
+    )
+
+
+def many(**more: Any) -> Commit:
+    """More than a transaction takes, in number and in size."""
+    return change(
+        values={LARGE: DATA, Part("a", "small"): b"new"},
+        logs=append(b"3", pop=1),
+        collections={CHECKPOINTS: CollectionChange(delete_prefixes=["o"], entries=dict(ENTRIES))},
+        **more,
+    )
+
+
+def large(**more: Any) -> Commit:
+    """More than a transaction takes, in size only."""
+    return change(values={LARGE: DATA}, logs=append(b"3", pop=1), **more)
+
+
+OLD = ({LARGE: DATA[::-1]}, [b"1", b"2"], [("0000", b"old"), ("old", b"old")])
+NEW: dict[Callable[..., Commit], Any] = {
+    many: ({LARGE: DATA, Part("a", "small"): b"new"}, [b"1", b"3"], sorted(ENTRIES.items())),
+    large: ({LARGE: DATA}, [b"1", b"3"], OLD[2]),
+}
+
+
+async def contents(store: Store) -> Any:
+    return await read_values(store, KEY), await read_log(store, KEY), await read_range(store, KEY)
+
+
+@pytest.mark.parametrize(
+    ("make", "fault"), [(many, "lose the request"), (many, "lose the reply"), (large, "lose the reply")]
+)
+async def test_a_commit_that_dies_at_any_step_is_there_whole_or_not_at_all(
+    dynamodb: DynamoDB, store: Store, make: Callable[..., Commit], fault: Decision
+) -> None:
+    seen = []
+    for requests in range(40):
+        await store.commit(KEY, before())
+        version = (await store.open(KEY)).version
+        commit = make(expected=version)
+        async with dying(dynamodb, requests, fault) as victim:
+            try:
+                await victim.commit(KEY, commit)
+                answered = True
+            except StoreUnavailableError:
+                answered = False
+        status = await store.commit_status(KEY, commit.id, since=version)
+        seen.append(status)
+        assert await contents(store) == (NEW[make] if status == "stored" else OLD)
+        assert status == "stored" or not answered
+        assert (await store.commit(KEY, commit)).repeated == (status == "stored")
+        assert await contents(store) == NEW[make]
+        await tidy(dynamodb, store)
+        await store.delete(KEY, new_id())
+        if seen.count("stored") == 5:  # the rest of the steps are read and carried out by the others
+            break
+    assert seen == sorted(seen)  # from one request on, the one that decides, it is always stored
+    assert {"not_stored", "stored"} == set(seen)
+
+
+async def tidy(dynamodb: DynamoDB, store: Store) -> None:
+    """After one more turn, nothing is left that nobody can reach."""
+    opened = await store.open(KEY, lease=lease("sweeper"))
+    await store.commit(KEY, change(owner="sweeper", expected=opened.version))
+    assert (await store.open(KEY, lease=lease("sweeper"))).granted
+    await store.release(KEY, "sweeper")
+    (record,) = dynamodb.records()
+    assert not record.keys() & {"st", "pd", "gb"}
+    values, _, entries = await contents(store)
+    assert dynamodb.kinds() == {"V": len(values), "L": 2, "C": len(entries), "X": PIECES}
+
+
+async def test_a_published_commit_is_finished_by_whoever_reads_next(dynamodb: DynamoDB, store: Store) -> None:
+    await store.commit(KEY, before())
+    for requests in range(5):
+        async with dying(dynamodb, requests, "lose the request", begin=is_publishing) as victim:
+            await victim.commit(KEY, many())
+        readers = [dynamodb.store() for _ in range(4)]
+        for opened in await asyncio.gather(*(reader.open(KEY, wanted=EVERYTHING) for reader in readers)):
+            assert opened.ranges == [sorted(ENTRIES.items())]
+            assert opened.values["files"]["large"] == DATA
+        for reader in readers:
+            await reader.aclose()
+
+
+async def test_a_staged_commit_that_was_overtaken_is_refused_and_swept(dynamodb: DynamoDB, store: Store) -> None:
+    version = (await store.commit(KEY, before())).version
+    overtaken = asyncio.Event()
+
+    def decide(operation: str, arguments: dict[str, Any]) -> Decision:
+        if operation == "BatchWriteItem":
+            overtaken.set()
+        return "pass"
+
+    async with proxy(dynamodb.port, decide) as url:
+        slow = dynamodb.store(url=url)
+        staging = asyncio.create_task(slow.commit(KEY, many(expected=version)))
+        await overtaken.wait()
+        await store.commit(KEY, change(values={Part("a", "small"): b"first"}))
+        with pytest.raises(SessionConflictError):
+            await staging
+        await slow.aclose()
+    assert (await read_values(store, KEY))[Part("a", "small")] == b"first"
+    assert await read_log(store, KEY) == [b"1", b"2"]
+    assert dynamodb.kinds()["X"] == PIECES  # those of the old value
+
+
+async def test_the_largest_value_is_exact(dynamodb: DynamoDB, store: Store) -> None:
+    value = random.Random(1).randbytes(16 << 20)
+    items = [random.Random(number).randbytes(1 << 20) for number in range(2)]
+    await store.commit(KEY, change(values={LARGE: value}, logs=append(*items)))
+    assert await read_values(store, KEY) == {LARGE: value}
+    assert await read_log(store, KEY) == items
+
+
+async def test_replaced_and_deleted_values_leave_no_pieces(dynamodb: DynamoDB, store: Store) -> None:
+    entry = {CHECKPOINTS: CollectionChange(entries={"a": DATA})}
+    await store.commit(KEY, change(values={LARGE: DATA}, fields={"f": DATA}, collections=entry, logs=append(DATA)))
+    assert dynamodb.kinds()["X"] == 4 * PIECES
+    await store.commit(KEY, change(values={LARGE: DATA[:10]}))
+    await store.commit(KEY, change(fields={"f": None}))
+    await store.commit(KEY, change(collections={CHECKPOINTS: CollectionChange(delete_prefixes=["a"])}))
+    await store.commit(KEY, change(logs=append(b"1", clear=True)))
+    assert dynamodb.kinds() == {"V": 1, "T": 1, "L": 1}
+    assert (await store.open(KEY)).values == {"files": {"large": DATA[:10]}}
+
+
+async def test_popped_and_cleared_items_are_deleted(dynamodb: DynamoDB, store: Store) -> None:
+    for number in range(30):
+        await store.commit(KEY, change(logs=append(b"%d" % number)))
+    await store.commit(KEY, change(logs=append(pop=10)))
+    assert dynamodb.kinds()["L"] == 20
+    await store.commit(KEY, change(logs=append(clear=True)))
+    assert dynamodb.kinds() == {}
+
+
+async def test_a_session_with_more_parts_than_a_record_names_is_refused(dynamodb: DynamoDB, store: Store) -> None:
+    parts = [Part("n" * 120 + f"{number:05}", "x" * 128) for number in range(1500)]
+    await store.commit(KEY, change(values={Part("a", "b"): b"1"}))
+    with pytest.raises(CommitTooLargeError):
+        await store.commit(KEY, change(values=dict.fromkeys(parts, b"1"), logs=dict.fromkeys(parts, append(b"1")[LOG])))
+    assert await read_values(store, KEY) == {Part("a", "b"): b"1"}
+    assert dynamodb.kinds() == {"V": 1}
+
+
+@pytest.mark.parametrize("fault", ["lose the request", "lose the reply"])
+async def test_a_delete_that_dies_at_any_step_leaves_it_deleted_or_untouched(
+    dynamodb: DynamoDB, store: Store, fault: Decision
+) -> None:
+    answers = set()
+    for requests in range(6):
+        await store.commit(KEY, before())
+        write_id = new_id()
+        async with dying(dynamodb, requests, fault) as victim:
+            try:
+                answers.add(await victim.delete(KEY, write_id))
+            except StoreUnavailableError:
+                answers.add(None)
+        opened = await store.open(KEY)
+        if opened.row is not None:
+            assert await contents(store) == OLD
+        assert await store.delete(KEY, write_id)
+        assert (await store.open(KEY)).row is None
+        assert (await store.scan()).keys == []  # which sweeps
+        assert dynamodb.kinds() == {}
+        await store.commit(KEY, change(logs=append(b"new")))
+        assert await contents(store) == ({}, [b"new"], [])
+        assert await store.delete(KEY, new_id())
+    assert answers == {None, True}
