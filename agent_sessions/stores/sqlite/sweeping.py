@@ -13,10 +13,10 @@ EVERY_S = 60.0
 SOON_S = 0.05
 """The pause before the next sweep, and before the next step of one that is not at its end."""
 
-_STEP_S = 0.004
-_KEYS_AT_ONCE = 64
+_STEP_S = 0.002
+_KEYS_AT_ONCE = 24
 _ROWS_AT_ONCE = 16
-_PAGES_AT_ONCE = 128
+_PAGES_AT_ONCE = 48
 _FREE_PAGES = 256
 """Free pages that stay in the file, for what is written next."""
 
