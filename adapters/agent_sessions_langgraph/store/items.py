@@ -15,6 +15,7 @@ from .names import Namespace
 _SMALLEST_REFRESH_MS = 1_000
 _TIME_DIGITS = 12
 
+
 class Vectors(NamedTuple):
     """What an item is found by: vectors of length 1, one after the other, as 32 bit floats in little-endian order."""
 
@@ -44,7 +45,6 @@ class StoredItem(NamedTuple):
     created_at: int
     ttl_ms: int | None
     expires_at: int | None
-    is_indexed: bool
     data: bytes
 
     @classmethod

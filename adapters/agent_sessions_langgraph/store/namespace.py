@@ -5,7 +5,7 @@ A namespace is one key with five collections:
 | collection | entries |
 |---|---|
 | `items` | an item: its value, stamp and times |
-| `vectors` | what an item is found by, if it is indexed, and its stamp |
+| `vectors` | what an item is found by, if it is indexed, and its stamp. None is without its item |
 | `newest` | by stamp: which item. The order of listings |
 | `refreshed` | of an item that was read since it was put: its stamp, and when it expires now |
 | `ends` | by the time that an item expires, and its stamp: which item. What is to be removed |
@@ -96,22 +96,18 @@ class StoredNamespace:
     async def all(self) -> dict[str, StoredItem]:
         """Every item, by its entry."""
         items: dict[str, StoredItem] = {}
-        async for found in self._pages(ITEMS):
-            page = {entry: StoredItem.decoded(data) for entry, data in found}
-            ended = [entry for entry, item in page.items() if not item.is_live(self._now)]
-            items |= {entry: item for entry, item in page.items() if item.is_live(self._now)}
-            if ended:
-                items |= await self.get(ended)  # what was refreshed
+        async for (page,) in self._pages(ITEMS):
+            items |= await self._live(page)
         return items
 
-    async def vectors(self) -> dict[str, Vectors]:
-        """What items are found by, by their stamps."""
-        return dict([_vectors(data) async for found in self._pages(VECTORS) for _, data in found])
-
-    async def vectors_of(self, entries: Iterable[str]) -> dict[str, Vectors]:
-        """What these items are found by now, by their stamps."""
-        opened = await self._open([(VECTORS, entry) for entry in entries], ())
-        return dict(_vectors(data) for data in opened.entries if data is not None)
+    async def all_with_vectors(self) -> dict[str, tuple[StoredItem, Vectors | None]]:
+        """Every item, by its entry, and what it is found by."""
+        items: dict[str, StoredItem] = {}
+        vectors: dict[str, Vectors] = {}
+        async for page, of_page in self._pages(ITEMS, VECTORS):
+            items |= await self._live(page)
+            vectors |= (_vectors(data) for _, data in of_page)
+        return {entry: (item, vectors.get(item.stamp)) for entry, item in items.items()}
 
     async def has_items(self) -> bool:
         """Whether there is any item. A namespace without is cleaned up."""
@@ -221,14 +217,21 @@ class StoredNamespace:
     async def _range(self, wanted: EntryRange) -> list[tuple[str, bytes]]:
         return (await self._open((), [wanted])).ranges[0]
 
-    async def _pages(self, part: Part) -> AsyncIterator[list[tuple[str, bytes]]]:
+    async def _pages(self, *parts: Part) -> AsyncIterator[list[list[tuple[str, bytes]]]]:
+        """Entries of the first collection, and of the others those of the same items; each page is of one moment."""
         after = None
         while True:
-            found = await self._range(EntryRange(part, after=after, limit=_PAGE))
-            yield found
-            if len(found) < _PAGE:
+            opened = await self._open((), [EntryRange(part, after=after, limit=_PAGE) for part in parts])
+            yield opened.ranges
+            if len(opened.ranges[0]) < _PAGE:
                 return
-            after = found[-1][0]
+            after = opened.ranges[0][-1][0]
+
+    async def _live(self, page: list[tuple[str, bytes]]) -> dict[str, StoredItem]:
+        items = {entry: StoredItem.decoded(data) for entry, data in page}
+        ended = {entry for entry, item in items.items() if not item.is_live(self._now)}
+        refreshed = await self.get(ended) if ended else {}
+        return {entry: item for entry, item in items.items() if entry not in ended} | refreshed
 
     async def _open(self, entries: Sequence[tuple[Part, str]], ranges: Sequence[EntryRange]) -> Opened:
         opened = await self._access.open(self._key, entries=entries, ranges=ranges)
