@@ -71,11 +71,11 @@ class Lists:
         """Note where a list is that somebody goes on with: the next version of it probably follows on that one."""
         cache.note_latest(place, segments)
 
-    def decoded(self, pieces: Sequence[Piece]) -> list[Any]:
-        """The list, of new objects."""
+    def decoded(self, pieces: Sequence[Piece], *, shared: bool = False) -> list[Any]:
+        """The list: of new objects, or of those that are shared by the turns of the session."""
         items: list[Any] = []
         for piece in pieces:
-            items += piece.chunk.items(self.serde, piece.start, piece.stop)
+            items += piece.chunk.items(self.serde, piece.start, piece.stop, shared=shared)
         return items
 
     def guessed(self, place: ListName, value: list[Any]) -> EncodedList:

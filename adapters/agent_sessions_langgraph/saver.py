@@ -312,7 +312,10 @@ class SessionSaver(BaseCheckpointSaver[str]):
                 await change(session)
 
     def _found(self, place: Place, stored: Stored | None) -> CheckpointTuple | None:
-        return None if stored is None else self._coder(place).gone_on_with(place, stored)
+        if stored is None:
+            return None
+        in_turn = self._access.joined(place.session_id) is not None
+        return self._coder(place).gone_on_with(place, stored, in_turn=in_turn)
 
     def _matching(self, listing: Listing, stored: Stored) -> CheckpointTuple | None:
         coder = self._coder(listing.place)
