@@ -19,6 +19,8 @@ class RedisServer:
 
     def __init__(self, folder: Path, *options: str, program: str = "redis-server") -> None:
         self.port = free_port()
+        self.tls_port = free_port()
+        """Where it listens if an option says so: `--tls-port {tls_port}`."""
         self._folder = folder
         self._options = options
         self._program = program
@@ -45,7 +47,16 @@ class RedisServer:
 
     def _arguments(self) -> list[str]:
         own = ["--bind", "127.0.0.1", "--port", str(self.port), "--dir", str(self._folder)]
-        return [*own, "--save", "", "--appendonly", "no", "--enable-debug-command", "yes", *self._options]
+        return [
+            *own,
+            "--save",
+            "",
+            "--appendonly",
+            "no",
+            "--enable-debug-command",
+            "yes",
+            *(option.replace("{tls_port}", str(self.tls_port)) for option in self._options),
+        ]
 
     def wait_until_up(self) -> None:
         """Return when it answers."""

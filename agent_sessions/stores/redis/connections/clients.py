@@ -24,7 +24,7 @@ from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from agent_sessions.errors import StoreUnavailableError
 from agent_sessions.stores.redis.connections.failures import NoPrimaryError, is_broken, unavailable, will_pass
-from agent_sessions.stores.redis.connections.node import Node, abandon
+from agent_sessions.stores.redis.connections.node import Node, abandon, hang_up
 from agent_sessions.stores.redis.connections.servers import Address, Command, Servers
 from agent_sessions.stores.redis.connections.waiting import Wakeups
 from agent_sessions.stores.redis.scripts import Script
@@ -300,10 +300,10 @@ class LoopClient:
                 await connection.connect()
                 await self._servers.check(connection)
         except TimeoutError:
-            await connection.disconnect(nowait=True)
+            await hang_up(connection)
             raise RedisTimeoutError("no answer") from None
         except BaseException:
-            await connection.disconnect(nowait=True)
+            await hang_up(connection)
             raise
         return connection  # type: ignore[no-any-return]
 

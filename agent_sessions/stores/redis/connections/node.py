@@ -93,6 +93,15 @@ class Node:
                 abandon(wire.connection)
 
 
+async def hang_up(connection: AbstractConnection) -> None:
+    """Close a connection at once. TLS says good-bye at length, for which a loop that is about to end has no time."""
+    raw: Any = connection
+    writer = getattr(raw, "_writer", None)
+    if writer is not None:
+        writer.transport.abort()
+    await raw.disconnect(nowait=True)
+
+
 def abandon(connection: AbstractConnection) -> None:
     """Close a connection's socket without its loop, and without a warning later on."""
     raw: Any = connection

@@ -73,7 +73,7 @@ class Wire(asyncio.Protocol):
         """Close, once what is under way has come to its end."""
         self._leaving = True
         if not self._pending:
-            self._transport.close()
+            self._transport.abort()  # nothing is under way, and TLS would take its time
 
     def abort(self) -> None:
         """Close at once."""
@@ -125,4 +125,4 @@ class Wire(asyncio.Protocol):
         if not exchange.answered.done():  # cancelled: nobody waits for it any more
             exchange.answered.set_result(exchange.replies)
         if self._leaving and not self._pending:
-            self._transport.close()
+            self._transport.abort()
