@@ -534,6 +534,16 @@ async def test_what_has_expired_is_removed_by_later_puts() -> None:
     assert await bytes_kept(backend) < full / 20
 
 
+async def test_namespaces_whose_items_expired_are_removed_as_others_come() -> None:
+    clock = FakeClock()
+    backend = MemoryStore(clock)
+    store = AgentStore(SessionManager(backend))
+    for n in range(200):
+        await store.aput(("threads", str(n)), "k", {"text": "a" * 100}, ttl=5)
+        clock.advance(1 * MINUTE)
+    assert await bytes_kept(backend) < 50 * 400
+
+
 async def bytes_kept(backend: MemoryStore) -> int:
     """How much there is in the collections of all keys."""
     from agent_sessions.stores.base import EntryRange, Wanted

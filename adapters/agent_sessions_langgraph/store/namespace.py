@@ -28,7 +28,7 @@ from contextlib import suppress
 from typing import NamedTuple
 
 from agent_sessions import codec
-from agent_sessions.errors import SessionConflictError
+from agent_sessions.errors import SessionConflictError, SessionError
 from agent_sessions.stores.base import ABSENT, CollectionChange, EntryRange, Opened, Part, Row, Version
 
 from .access import Access
@@ -40,9 +40,10 @@ from .names import Namespace, namespace_key
 _LISTED = "listed"
 _YES = codec.encode(True)
 
-_PAGE = 500
+_PAGE = 200
 _ENDS_PER_PUT = 16
 _ENDS_PER_CLEANING = 500
+_VISITED = 2
 _LEFT_BEHIND_MS = 60_000
 """What is younger may be the trace of a put that took place between two reads."""
 _EMPTY_KEPT_MS = 3_600_000
@@ -65,7 +66,7 @@ class StoredNamespace:
         self._access = access
         self._key = namespace_key(access.tenant, namespace)
         self._directory = Directory(access)
-        self._now = 0
+        self._now, self._version = 0, ABSENT
 
     # ------------------------------------------------------------------------------------------------ reading
 
@@ -90,7 +91,8 @@ class StoredNamespace:
             if (item is None or item.stamp != stamp) and time_of(stamp) < read.now - _LEFT_BEHIND_MS:
                 changes.forget_place(stamp)
         if changes.collections:
-            await self._access.commit(self._key, changes.collections)
+            with suppress(SessionConflictError):  # the next search sees to it
+                await self._commit_at(read.version, changes.collections)
         return read.live()
 
     async def all(self) -> dict[str, StoredItem]:
@@ -136,9 +138,9 @@ class StoredNamespace:
             await self._directory.enter(self.namespace)
             with suppress(SessionConflictError):  # somebody else got on: look again
                 await self._commit_at(read.version, _put(items, read).collections, {_LISTED: _YES})
+                await self._visit_others()
                 break
-        if any(time_of(end) <= read.now for end, _ in read.found):
-            await self._remove_ended(_ENDS_PER_PUT)
+        await self._remove_ended(_due(read.ends, read.now))
         if not has_new and (await self.newest(1)).is_all:
             await self.clean_up()
 
@@ -150,13 +152,18 @@ class StoredNamespace:
             if end is not None:
                 changes.refresh(entry, item, end)
         if changes.collections:
+            known = self._version
             done = await self._access.commit(self._key, changes.collections)
-            if done.previous == ABSENT:
-                await self.clean_up()  # it was all deleted meanwhile
+            if done.previous != known:
+                await self.clean_up()  # all may have been deleted meanwhile
 
     async def clean_up(self) -> None:
         """Remove items that are past their time, and the namespace from the directory if there is none then."""
-        await self._remove_ended(_ENDS_PER_CLEANING)
+        opened = await self._open((), [EntryRange(ENDS, limit=_ENDS_PER_CLEANING)])
+        due = _due(opened.ranges[0], opened.now)
+        if not due and ITEMS in opened.collections:
+            return
+        await self._remove_ended(due)
         unchanged_since = await self._directory.version()
         opened = await self._access.open(self._key)
         if ITEMS in opened.collections:
@@ -177,9 +184,14 @@ class StoredNamespace:
                 await self._commit_at(opened.version, {}, {_LISTED: _YES})
                 return
 
-    async def _remove_ended(self, most: int) -> None:
-        ends = await self._range(EntryRange(ENDS, limit=most))
-        due = [(end, entry.decode()) for end, entry in ends if time_of(end) <= self._now]
+    async def _visit_others(self) -> None:
+        """Clean up somewhere: as namespaces come, those go whose items expire and that nobody else looks after."""
+        with suppress(SessionError):  # what was put is stored
+            for namespace in await self._directory.some(_VISITED):
+                await StoredNamespace(self._access, namespace).clean_up()
+
+    async def _remove_ended(self, due: Sequence[tuple[str, str]]) -> None:
+        """Remove the items that end there, if they do."""
         if not due:
             return
         read = await self._read(entry for _, entry in due)
@@ -211,8 +223,8 @@ class StoredNamespace:
         opened = await self._open(wanted, ranges)
         pairs = zip(names, opened.entries[: len(names)], opened.entries[len(names) :], strict=True)
         items = {name: StoredItem.decoded(item, refreshed) for name, item, refreshed in pairs if item is not None}
-        found = [entry for part in opened.ranges for entry in part]
-        return _Read(opened.now, opened.version, _is_listed(opened.row), items, found)
+        ends = [end for found in opened.ranges for end in found]
+        return _Read(opened.now, opened.version, _is_listed(opened.row), items, ends)
 
     async def _range(self, wanted: EntryRange) -> list[tuple[str, bytes]]:
         return (await self._open((), [wanted])).ranges[0]
@@ -235,19 +247,19 @@ class StoredNamespace:
 
     async def _open(self, entries: Sequence[tuple[Part, str]], ranges: Sequence[EntryRange]) -> Opened:
         opened = await self._access.open(self._key, entries=entries, ranges=ranges)
-        self._now = opened.now
+        self._now, self._version = opened.now, opened.version
         return opened
 
 
 class _Read(NamedTuple):
-    """Items at one moment, and what there is in a range beside them."""
+    """Items at one moment, and the next ends of some."""
 
     now: int
     version: Version
     is_listed: bool
     items: dict[str, StoredItem]
     """By their entries; also those that are past their time."""
-    found: list[tuple[str, bytes]]
+    ends: list[tuple[str, bytes]]
 
     def live(self) -> dict[str, StoredItem]:
         return {entry: item for entry, item in self.items.items() if item.is_live(self.now)}
@@ -263,6 +275,10 @@ def _put(items: Mapping[str, NewItem | None], read: _Read) -> Changes:
             is_update = old is not None and old.is_live(read.now)
             changes.put(entry, new, old.created_at if old is not None and is_update else read.now, read.now)
     return changes
+
+
+def _due(ends: Sequence[tuple[str, bytes]], now: int) -> list[tuple[str, str]]:
+    return [(end, entry.decode()) for end, entry in ends if time_of(end) <= now]
 
 
 def _vectors(entry: bytes) -> tuple[str, Vectors]:

@@ -47,10 +47,10 @@ async def search(access: Access, op: SearchOp, query: Vector | None) -> list[Sea
         found = await _newest(places, last)
     else:
         read = await together(_items if query is None else _items_and_vectors, places)
-        found = await _computed([one for some in read for one in some], lambda all: _best(all, op, query))
+        found = await _computed([one for some in read for one in some], partial(_best, op=op, query=query))
     found = found[first:last]
     if op.refresh_ttl:
-        await together(lambda read: read[0].refresh(read[1]), _by_place(found))
+        await together(_refresh, _by_place(found))
     return await _computed(found, _as_search_items)
 
 
@@ -62,14 +62,13 @@ async def list_namespaces(access: Access, op: ListNamespacesOp) -> list[Namespac
     found: dict[Namespace, None] = {}
     async for page in Directory(access).under(literal_prefix(conditions)):
         matching = [namespace for namespace in page if all(matches(namespace, one) for one in conditions)]
-        for start in range(0, len(matching), _NAMESPACES_AT_ONCE):
-            if len(found) >= last:
-                break
-            unknown = [one for one in matching[start : start + _NAMESPACES_AT_ONCE] if one[: op.max_depth] not in found]
+        while matching and len(found) < last:
+            some = min(_NAMESPACES_AT_ONCE, last - len(found))
+            unknown = [one for one in matching[:some] if one[: op.max_depth] not in found]
             have_items = await together(lambda one: StoredNamespace(access, one).has_items(), unknown)
-            found |= {
-                one[: op.max_depth]: None for one, has_items in zip(unknown, have_items, strict=True) if has_items
-            }
+            pairs = zip(unknown, have_items, strict=True)
+            found |= {one[: op.max_depth]: None for one, has_items in pairs if has_items}
+            matching = matching[some:]
         if len(found) >= last:
             break
     return list(found)[first:last]
@@ -89,7 +88,7 @@ async def together(work: Callable[[S], Awaitable[T]], subjects: Iterable[S]) -> 
 async def _newest(places: Sequence[StoredNamespace], most: int) -> list[_Found]:
     """The newest items of these namespaces.
 
-    Listings may name items that are gone: then they are read again, further.
+    A listing may name items that are gone. If too few are left, more of it is read.
     """
     window = most
     while True:
@@ -101,7 +100,7 @@ async def _newest(places: Sequence[StoredNamespace], most: int) -> list[_Found]:
         named: defaultdict[StoredNamespace, list[tuple[str, str]]] = defaultdict(list)
         for stamp, entry, place in top:
             named[place].append((stamp, entry))
-        read = await together(lambda places: places[0].at(places[1]), named.items())
+        read = await together(lambda one: one[0].at(one[1]), named.items())
         found = [_Found(place, *one) for place, items in zip(named, read, strict=True) for one in items.items()]
         is_all = all(one.is_all for one in listings) and len(top) == sum(len(one.places) for one in listings)
         if is_all or len(found) >= most:
@@ -127,6 +126,11 @@ def _best(candidates: list[_Found], op: SearchOp, query: Vector | None) -> list[
 
 def _as_search_items(found: list[_Found]) -> list[SearchItem]:
     return [one.item.as_search_item(one.place.namespace, one.score) for one in found]
+
+
+async def _refresh(read: tuple[StoredNamespace, dict[str, StoredItem]]) -> None:
+    place, items = read
+    await place.refresh(items)
 
 
 def _by_place(found: list[_Found]) -> list[tuple[StoredNamespace, dict[str, StoredItem]]]:
