@@ -1,0 +1,87 @@
+"""`SessionManager.attempt`: a turn on a session as the process has seen it last, in one round trip."""
+
+from __future__ import annotations
+
+import pytest
+
+from agent_sessions import SessionManager
+from agent_sessions.errors import SessionConflictError, SessionNotFoundError
+from tests.fixtures import MakeManager
+from tests.fixtures import elsewhere as elsewhere
+from tests.fixtures import make_manager as make_manager
+from tests.fixtures import manager as manager
+from tests.support import Counting, before
+
+
+async def test_an_attempt_is_one_commit(make_manager: MakeManager) -> None:
+    manager = make_manager(Counting)
+    async with manager.open("s") as session:
+        session.set("count", 1)
+    counting = before(manager, Counting)
+    counting.calls.clear()
+
+    for _ in range(2):
+        async with manager.attempt("s") as session:
+            session.set("count", session.get("count") + 1)
+
+    assert dict(counting.calls) == {"commit": 2}
+    async with manager.read("s") as session:
+        assert session.get("count") == 3
+
+
+async def test_an_attempt_on_what_has_changed_stores_nothing(
+    manager: SessionManager, elsewhere: SessionManager
+) -> None:
+    with pytest.raises(SessionConflictError):
+        async with manager.attempt("s"):
+            raise AssertionError("nobody has seen it")
+    async with manager.open("s") as session:
+        session.set("who", "we")
+    async with elsewhere.open("s") as session:
+        session.set("who", "they")
+
+    with pytest.raises(SessionConflictError):
+        async with manager.attempt("s") as session:
+            session.set("who", "we again")
+
+    async with manager.read("s") as session:
+        assert session.get("who") == "they"
+
+
+async def test_an_attempt_neither_waits_for_a_turn_nor_breaks_it(
+    manager: SessionManager, elsewhere: SessionManager
+) -> None:
+    async with manager.open("s") as session:
+        session.set("who", "we")
+    async with elsewhere.open("s") as theirs:
+        theirs.set("who", "they")
+        with pytest.raises(SessionConflictError):
+            async with manager.attempt("s") as session:
+                session.set("who", "we again")
+
+    async with manager.read("s") as session:
+        assert session.get("who") == "they"
+
+
+async def test_an_attempt_makes_no_session_again(manager: SessionManager, elsewhere: SessionManager) -> None:
+    async with manager.open("s") as session:
+        session.set("who", "we")
+    await elsewhere.delete("s")
+
+    with pytest.raises(SessionNotFoundError):
+        async with manager.attempt("s") as session:
+            session.set("who", "we again")
+
+
+async def test_an_attempt_that_raises_stores_nothing_and_joins_a_turn(manager: SessionManager) -> None:
+    async with manager.open("s") as outer:
+        outer.set("count", 1)
+        async with manager.attempt("s") as inner:
+            assert inner is outer
+    with pytest.raises(ZeroDivisionError):
+        async with manager.attempt("s") as session:
+            session.set("count", 2)
+            raise ZeroDivisionError
+
+    async with manager.open("s") as session:
+        assert session.get("count") == 1
