@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import threading
+from base64 import b64encode
+from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from typing import Annotated, Any, TypedDict
@@ -26,9 +28,12 @@ from langgraph.store.base import (
 )
 
 from agent_sessions import MemoryStore, Runner, SessionManager
-from agent_sessions.errors import InvalidError, SerializationError
+from agent_sessions.errors import FormatTooNewError, InvalidError, SerializationError
+from agent_sessions.stores.base import EntryRange, Wanted
 from agent_sessions.testing import FakeClock
 from agent_sessions_langgraph import AgentStore
+from agent_sessions_langgraph.store import items
+from tests.support import Before
 
 from .agent_stores import INDEX, MakeStore, embed, index_of, keys
 from .agent_stores import elsewhere as elsewhere
@@ -544,16 +549,82 @@ async def test_namespaces_whose_items_expired_are_removed_as_others_come() -> No
     assert await bytes_kept(backend) < 50 * 400
 
 
-async def bytes_kept(backend: MemoryStore) -> int:
-    """How much there is in the collections of all keys."""
-    from agent_sessions.stores.base import EntryRange, Wanted
-
-    size = 0
-    for key in (await backend.scan()).keys:
+async def entries_kept(backend: MemoryStore) -> AsyncIterator[bytes]:
+    """What there is in the collections of all keys."""
+    for key in (await backend.scan(limit=1_000)).keys:
         parts = (await backend.open(key)).collections
         opened = await backend.open(key, wanted=Wanted(ranges=[EntryRange(part) for part in parts]))
-        size += sum(len(name) + len(data) for found in opened.ranges for name, data in found)
-    return size
+        for found in opened.ranges:
+            for _, data in found:
+                yield data
+
+
+async def bytes_kept(backend: MemoryStore) -> int:
+    return sum([len(data) async for data in entries_kept(backend)])
+
+
+# ---------------------------------------------------------------------------------------------------- cost and bytes
+
+
+class Counted(Before):
+    """Counts round trips."""
+
+    def __init__(self, inner: Any) -> None:
+        super().__init__(inner)
+        self.count = 0
+
+    async def open(self, key: Any, **asked: Any) -> Any:
+        self.count += 1
+        return await super().open(key, **asked)
+
+    async def commit(self, key: Any, commit: Any) -> Any:
+        self.count += 1
+        return await super().commit(key, commit)
+
+
+@pytest.mark.parametrize("size", [10, 2_000])
+async def test_the_cost_of_an_operation_does_not_grow_with_the_namespace(size: int) -> None:
+    backend = Counted(MemoryStore())
+    store = AgentStore(SessionManager(backend.store))
+    await store.abatch([PutOp(USER, str(n), {"n": n}) for n in range(size)])
+    costs = []
+    for op in (
+        PutOp(USER, "1", {"n": 0}),
+        PutOp(USER, "new", {"n": 0}),
+        GetOp(USER, "1"),
+        SearchOp(USER, limit=5),
+        ListNamespacesOp(),
+    ):
+        backend.count = 0
+        await store.abatch([op])
+        costs.append(backend.count)
+    assert costs == [2, 2, 1, 3, 2]
+
+    backend.count = 0
+    await store.abatch([PutOp(USER, str(n), {"n": n}) for n in range(100)])
+    await store.abatch([GetOp(USER, str(n)) for n in range(100)])
+    assert backend.count == 3
+
+
+async def test_items_are_encrypted_where_sessions_are() -> None:
+    from agent_sessions.stores.encryption import EncryptedStore, Keyring
+
+    backend = MemoryStore()
+    store = AgentStore(SessionManager(EncryptedStore(backend, Keyring([b64encode(b"k" * 32).decode()]))), index=INDEX)
+    await store.aput(USER, "k", {"text": "abba", "secret": "hush"}, ttl=5)
+    assert [item.value["secret"] for item in await store.asearch(USER, query="b")] == ["hush"]
+    assert "hush" in str((await store.aget(USER, "k")).value)  # type: ignore[union-attr]
+    kept = [data async for data in entries_kept(backend)]
+    assert kept
+    assert not any(b"hush" in data or b"memories" in data for data in kept)
+
+
+async def test_an_item_of_a_newer_version_is_refused(monkeypatch: pytest.MonkeyPatch, in_memory: AgentStore) -> None:
+    with monkeypatch.context() as newer:
+        newer.setattr(items, "FORMAT", 2)
+        await in_memory.aput(USER, "k", {"n": 1})
+    with pytest.raises(FormatTooNewError):
+        await in_memory.aget(USER, "k")
 
 
 # ---------------------------------------------------------------------------------------------------- sync
