@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import pytest
 
 from agent_sessions import SessionManager
@@ -10,7 +12,7 @@ from tests.fixtures import MakeManager
 from tests.fixtures import elsewhere as elsewhere
 from tests.fixtures import make_manager as make_manager
 from tests.fixtures import manager as manager
-from tests.support import Counting, before
+from tests.support import Counting, alone, before
 
 
 async def test_an_attempt_is_one_commit(make_manager: MakeManager) -> None:
@@ -41,8 +43,7 @@ async def test_an_attempt_on_what_has_changed_stores_nothing(
         session.set("who", "they")
 
     with pytest.raises(SessionConflictError):
-        async with manager.attempt("s") as session:
-            session.set("who", "we again")
+        await _set(manager, "we again")
 
     async with manager.read("s") as session:
         assert session.get("who") == "they"
@@ -55,9 +56,9 @@ async def test_an_attempt_neither_waits_for_a_turn_nor_breaks_it(
         session.set("who", "we")
     async with elsewhere.open("s") as theirs:
         theirs.set("who", "they")
+        attempt = asyncio.create_task(_set(manager, "we again"), context=alone())
         with pytest.raises(SessionConflictError):
-            async with manager.attempt("s") as session:
-                session.set("who", "we again")
+            await attempt
 
     async with manager.read("s") as session:
         assert session.get("who") == "they"
@@ -69,8 +70,7 @@ async def test_an_attempt_makes_no_session_again(manager: SessionManager, elsewh
     await elsewhere.delete("s")
 
     with pytest.raises(SessionNotFoundError):
-        async with manager.attempt("s") as session:
-            session.set("who", "we again")
+        await _set(manager, "we again")
 
 
 async def test_an_attempt_that_raises_stores_nothing_and_joins_a_turn(manager: SessionManager) -> None:
@@ -79,9 +79,14 @@ async def test_an_attempt_that_raises_stores_nothing_and_joins_a_turn(manager: S
         async with manager.attempt("s") as inner:
             assert inner is outer
     with pytest.raises(ZeroDivisionError):
-        async with manager.attempt("s") as session:
-            session.set("count", 2)
-            raise ZeroDivisionError
+        await _set(manager, "nobody", fail=True)
 
     async with manager.open("s") as session:
-        assert session.get("count") == 1
+        assert session.get("who") is None
+
+
+async def _set(manager: SessionManager, who: str, *, fail: bool = False) -> None:
+    async with manager.attempt("s") as session:
+        session.set("who", who)
+        if fail:
+            raise ZeroDivisionError
