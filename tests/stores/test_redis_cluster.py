@@ -192,6 +192,38 @@ async def test_waiters_on_other_nodes_are_woken_at_once(cluster: RedisCluster) -
         await store.aclose()
 
 
+async def test_a_waiter_is_woken_at_once_after_the_node_that_would_have_told_it_died(
+    start_cluster: Callable[..., RedisCluster],
+) -> None:
+    cluster = start_cluster("--cluster-require-full-coverage", "no", replicas=0, masters=5)
+    holder = RedisStore.from_url(cluster.url, cluster=True, startup_nodes=cluster.startup_nodes)
+    await start_turn(holder, "holder")
+    needed = {cluster.owner(MAIN), cluster.owner(INDEX)}
+    while True:  # until somebody's messages come over a node that is not needed otherwise
+        waiter = RedisStore.from_url(cluster.url, cluster=True, startup_nodes=cluster.startup_nodes)
+        waiting = asyncio.create_task(start_turn(waiter, "waiter"))
+        while not (tellers := [node for node in cluster.nodes if node.raw("PUBSUB", "CHANNELS")]):  # noqa: ASYNC110
+            await asyncio.sleep(0.005)
+        if tellers[0] not in needed:
+            break
+        waiting.cancel()
+        await holder.release(KEY, "waiter")
+        await waiter.aclose()
+        while tellers[0].raw("PUBSUB", "CHANNELS"):  # noqa: ASYNC110
+            await asyncio.sleep(0.005)
+    tellers[0].kill()
+    left = [node for node in cluster.nodes if node is not tellers[0]]
+    while not any(node.raw("PUBSUB", "CHANNELS") for node in left):  # noqa: ASYNC110
+        await asyncio.sleep(0.005)
+    await asyncio.sleep(0.05)  # by now it has asked again
+    released = time.monotonic()
+    await holder.release(KEY, "holder")
+    await waiting
+    assert time.monotonic() - released < 0.1
+    for store in (holder, waiter):
+        await store.aclose()
+
+
 # --------------------------------------------------------------------------------------------------- slots that move
 
 

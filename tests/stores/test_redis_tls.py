@@ -84,7 +84,7 @@ async def test_what_is_wrong_with_a_certificate_is_said(
 async def test_a_port_without_tls_is_reported(start_redis: Callable[..., RedisServer], authority: Authority) -> None:
     server = start_redis()
     store = RedisStore.from_url(f"rediss://127.0.0.1:{server.port}", connect_timeout_s=1)
-    with pytest.raises(StoreUnavailableError, match="did not answer in time|TLS handshake failed"):
+    with pytest.raises(StoreUnavailableError, match=r"did not answer in time|TLS handshake failed"):
         await store.open(KEY)
     await store.aclose()
 

@@ -319,10 +319,13 @@ class LoopClient:
     async def aclose(self) -> None:
         """Close everything; what is under way comes to its end."""
         await self.wakeups.aclose()
-        if self._finding_out is not None:
-            self._finding_out.cancel()
+        ending: list[asyncio.Task[Any]] = []
+        if self._finding_out is not None and self._finding_out.cancel():
+            ending.append(self._finding_out)
         for node in self._nodes.values():
-            node.close()
+            ending += node.close()
+        if ending:
+            await asyncio.wait(ending, timeout=_CLOSING_S)
         await asyncio.sleep(0)  # transports close at the loop's next pass
 
     def abandon(self) -> None:

@@ -76,15 +76,17 @@ class Node:
             if place.load == 0 and (wire := place.wire) is not None:
                 wire.abort()
 
-    def close(self) -> None:
-        """Close everything; what is under way comes to its end."""
+    def close(self) -> list[asyncio.Task[Wire]]:
+        """Close everything; what is under way comes to its end. Return the openings that were broken off."""
         self._closed = True
         places, self._places = self._places, []
         for place in places:
-            if place.load == 0 and not place.opening.done():
-                place.opening.cancel()
-            elif (wire := place.wire) is not None:
+            if (wire := place.wire) is not None:
                 wire.leave()
+        unwanted = [place.opening for place in places if place.load == 0 and not place.opening.done()]
+        for opening in unwanted:
+            opening.cancel()
+        return unwanted
 
     def abandon(self) -> None:
         """Close the sockets of a loop that is closed and can close nothing any more."""
