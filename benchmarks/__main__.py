@@ -1,4 +1,4 @@
-"""Run all comparisons: python -m benchmarks [conversation] [cluster] [langgraph] [sqlite] [overhead]. About five minutes."""
+"""Run all comparisons: python -m benchmarks [conversation] [cluster] [langgraph] [sqlite] [overhead]. Five minutes."""
 
 from __future__ import annotations
 

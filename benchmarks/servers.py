@@ -13,7 +13,6 @@ from contextlib import ExitStack, contextmanager
 
 import redis
 
-
 CLUSTER_PORTS = range(1024, 55_536)
 """A node has a second port, which is 10,000 higher."""
 
