@@ -12,8 +12,9 @@ from msgspec import Struct, field
 
 from agent_sessions.stores.base import Discreet, EntryRange, Known, LogHead, LogRead, LogWanted, Part, Wanted
 from agent_sessions.stores.dynamodb.keys import Life, Span, name_in, part_in
+from agent_sessions.stores.dynamodb.parts import Log, Parts, decode_parts
 from agent_sessions.stores.dynamodb.payloads import Torn, payloads
-from agent_sessions.stores.dynamodb.records import Log, Record
+from agent_sessions.stores.dynamodb.records import Record
 from agent_sessions.stores.dynamodb.requests import Item, Requests, gather
 
 _MOST_FRAMES_ASKED = 500
@@ -86,6 +87,14 @@ class Reader:
         contents.entries = next(after) if entries else []
         contents.in_place = bool(moved or wanted.entries or wanted.ranges)
         return contents
+
+    async def directory(self) -> Parts:
+        """The parts as the directory has them."""
+        item = await self._requests.get(self._partition, self._life.directory(self._record.changes.directory))
+        if item is None:
+            raise Torn
+        (data,) = await payloads(self._requests, self._partition, self._life, [item])
+        return decode_parts(data)
 
     async def fields(self) -> dict[str, bytes]:
         """The record's fields."""

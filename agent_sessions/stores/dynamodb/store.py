@@ -23,7 +23,6 @@ from agent_sessions.errors import (
     SessionConflictError,
     SessionError,
     SessionNotFoundError,
-    StateLostError,
     StoreUnavailableError,
 )
 from agent_sessions.stores.base import (
@@ -54,6 +53,7 @@ from agent_sessions.stores.dynamodb.memory import Memory
 from agent_sessions.stores.dynamodb.payloads import Torn
 from agent_sessions.stores.dynamodb.reading import Contents, Reader
 from agent_sessions.stores.dynamodb.records import (
+    NEVER,
     NOTHING,
     Change,
     Deletion,
@@ -63,6 +63,7 @@ from agent_sessions.stores.dynamodb.records import (
     number,
     read_record,
     remembered,
+    state_lost,
 )
 from agent_sessions.stores.dynamodb.requests import Item, Refused, Requests
 from agent_sessions.stores.dynamodb.staging import Stages
@@ -78,7 +79,6 @@ PATIENCE_S = 10.0
 MAX_CONNECTIONS = 32
 
 _DELETES_REMEMBERED_MS = 60_000
-_NEVER = 253_402_300_799
 
 _READ_UNSEEN_MS = 5_000
 """For so long, at most, a turn that has just taken its lease reads without looking again at the record: nobody else
@@ -176,6 +176,7 @@ class DynamoDBStore:
                 await self._stages.sweep(place, record, now) if granted else None
                 return Opened(now=now, version=ABSENT, row=None, granted=granted, lease=held)
             try:
+                record = await self._whole(place, record)
                 contents = await Reader(self._requests, place, record).read(wanted, known)
                 alone = granted and self._times.monotonic_ms() - begun < min(_READ_UNSEEN_MS, lease.ms if lease else 0)
                 if contents.in_place and not alone:
@@ -184,7 +185,7 @@ class DynamoDBStore:
                 current = read_record(key, await self._requests.get(place))
                 if current.life == record.life and current.commits.version == record.commits.version:
                     if lost_at == record.commits.version:
-                        raise _state_lost(key) from None
+                        raise state_lost(key) from None
                     lost_at = record.commits.version  # once more: it may have been the last steps of that very commit
                 if asyncio.get_running_loop().time() > give_up:
                     raise StoreUnavailableError(f"{name_of(key)} changes faster than it can be read") from None
@@ -203,8 +204,32 @@ class DynamoDBStore:
             record, granted = await self._leases.take(key, lease)
         while record.stage is not None and (granted or lease is None):
             record = await self._stages.finish(key, place, record)
-        self._records.keep(place, record)
+        self._keep(place, record)
         return record, granted
+
+    def _keep(self, place: str, record: Record) -> None:
+        """Remember a record, with the directory if that is known."""
+        self._records.keep(place, self._completed(place, record))
+
+    def _completed(self, place: str, record: Record) -> Record:
+        """A record with the directory that is remembered of it, if it is still the same."""
+        kept = self._records.get(place)
+        if record.is_whole or kept is None or kept.directory is None:
+            return record
+        same = kept.life == record.life and kept.changes.directory == record.changes.directory
+        return record.with_directory(kept.directory) if same else record
+
+    async def _whole(self, place: str, record: Record) -> Record:
+        """A record with its directory, which is read if it is not remembered.
+
+        Raises:
+            Torn: There is another by now.
+        """
+        record = self._completed(place, record)
+        if not record.is_whole:
+            record = record.with_directory(await Reader(self._requests, place, record).directory())
+            self._records.keep(place, record)
+        return record
 
     async def _check_unchanged(self, key: Key, record: Record) -> None:
         current = read_record(key, await self._requests.get(partition(key)))
@@ -221,6 +246,8 @@ class DynamoDBStore:
         give_up = asyncio.get_running_loop().time() + self._patience_s
         found, is_fresh, tries = self._records.get(place), False, 0
         while True:
+            if found is None and commit.expected == ABSENT:
+                found = NOTHING  # most likely; if not, the refusal brings the record
             if found is None or (not is_fresh and not self._fits(place, found, commit)):
                 found, is_fresh = read_record(key, await self._requests.get(place)), True
             if found.stage is not None:
@@ -229,11 +256,12 @@ class DynamoDBStore:
             now = self._times.now_ms()
             old = found if found.is_live(now) else NOTHING
             if (revision := old.commits.find(commit.id)) is not None:
-                self._records.keep(place, found)
+                self._keep(place, found)
                 return _repeated(commit, revision)
             if is_fresh:
                 self._refuse(key, place, found, old, commit, now)
             try:
+                found = await self._whole(place, found)
                 plan = await self._plan(key, found, commit, now)
                 dead = self._leases.dead(place)
                 await self._stages.carry_out(key, place, plan, commit, now, dead_lease=dead)
@@ -261,7 +289,7 @@ class DynamoDBStore:
         """Raise what keeps a commit that is not stored yet from being stored."""
         expected, version = commit.expected, old.commits.version
         if expected is not None and expected != version:
-            self._records.keep(place, found)
+            self._keep(place, found)
             if old is NOTHING:
                 raise SessionNotFoundError(f"{name_of(key)} does not exist, was deleted, or is past its time")
             raise _overtaken(key, commit, expected, version.revision)
@@ -281,14 +309,14 @@ class DynamoDBStore:
         """What follows a commit that is stored: its last steps, which anybody else would do as well."""
         record = plan.record
         self._leases.observe(place, record.lease)
-        self._records.keep(place, record)
+        self._keep(place, record)
         with suppress(StoreUnavailableError, Torn):
             if plan.is_staged:
                 self._records.forget(place)
                 record = read_record(key, await self._requests.get(place))
                 while record.stage is not None:
                     record = await self._stages.finish(key, place, record)
-            await self._stages.sweep(place, record, now)
+            self._keep(place, await self._stages.sweep(place, record, now))
         return Committed(plan.record.commits.version, old.commits.version, plan.record.row(None), plan.heads)
 
     async def commit_status(self, key: Key, commit_id: bytes, *, since: Version) -> CommitStatus:
@@ -305,14 +333,14 @@ class DynamoDBStore:
         record = await self._leases.renew(key, owner, ms)
         if record is None:
             return False
-        self._records.keep(partition(key), record)
+        self._keep(partition(key), record)
         return True
 
     async def release(self, key: Key, owner: str) -> None:
         """See `Store.release`."""
         record = await self._leases.release(key, owner)
         if record is not None:
-            self._records.keep(partition(key), record)
+            self._keep(partition(key), record)
             await self._stages.sweep(partition(key), record, self._times.now_ms())
 
     async def unlock(self, key: Key) -> Lease | None:
@@ -365,7 +393,7 @@ class DynamoDBStore:
         recent = existed and record.lease is not None and now - record.lease.since < 2 * _READ_UNSEEN_MS
         not_before = record.lease.since + 2 * _READ_UNSEEN_MS if recent and record.lease is not None else 0
         change.add("gb", frozenset((garbage(record.life.everything, not_before),)))
-        change.set("x", number(_NEVER))  # until all is swept
+        change.set("x", number(NEVER))  # until all is swept
         if existed:
             change.lease(None)
         return await self._requests.update(place, change.expression, change.values, condition)
@@ -455,11 +483,4 @@ def _overtaken(key: Key, commit: Commit, expected: Version, revision: int) -> Se
         )
     return SessionConflictError(
         f"{name_of(key)} is at revision {revision}, not at the expected {expected.revision}: open it again"
-    )
-
-
-def _state_lost(key: Key) -> StateLostError:
-    return StateLostError(
-        f"a part of {name_of(key)} that its record counts is no longer in the table (deleted by hand, or by another "
-        "program's TTL)"
     )
