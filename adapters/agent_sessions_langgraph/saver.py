@@ -307,6 +307,10 @@ class SessionSaver(BaseCheckpointSaver[str]):
 
     async def _changing(self, thread_id: str, change: Callable[[Session], Awaitable[None]]) -> None:
         """Change the state of LangGraph in a session as a whole, if there is such a session."""
+        joined = self._access.joined(str(thread_id))
+        if joined is not None:
+            await change(joined)
+            return
         with suppress(SessionNotFoundError):
             async with self._access.manager.open(str(thread_id), create=False) as session:
                 await change(session)

@@ -177,6 +177,8 @@ class Twins:
         ours, theirs = (one.checkpoint["channel_values"] for one in (ours, theirs))
         assert ours == theirs
         assert dumps(ours) == dumps(theirs)
+        changeable = [item for item in ours.get("items", ()) if hasattr(item, "__dict__") or isinstance(item, dict)]
+        assert len({id(item) for item in changeable}) == len(changeable)
         for a, b in zip(ours.get("items", ()), theirs.get("items", ()), strict=True):
             assert type(a) is type(b)
             if hasattr(a, "__pydantic_fields_set__"):
