@@ -483,6 +483,34 @@ async def test_a_late_change_of_a_place_does_not_undo_a_later_one(cluster: Redis
     await store.aclose()
 
 
+@pytest.mark.parametrize("mends", ["turn", "listing"])
+async def test_places_agree_with_sessions_again_after_a_failover_that_lost_commits(
+    cluster: RedisCluster, mends: str
+) -> None:
+    clock = FakeClock()
+    store = RedisStore.from_url(cluster.url, cluster=True, clock=clock)
+    made = await store.commit(KEY, change(ttl_ms=1000_000))
+    assert made.row is not None
+    before = cluster.command("DUMP", MAIN)
+    for _ in range(5):
+        clock.advance(1)
+        await store.commit(KEY, change(ttl_ms=1000_000))
+    cluster.command("RESTORE", MAIN, 0, before, "REPLACE")
+    active, gone = made.row.active_at, made.row.gone_at
+    elsewhere = RedisStore.from_url(cluster.url, cluster=True, clock=clock)
+    if mends == "turn":
+        clock.advance(100)
+        mended = await elsewhere.commit(KEY, change(expected=made.version, ttl_ms=2000_000))
+        assert mended.row is not None
+        active, gone = mended.row.active_at, mended.row.gone_at
+    else:
+        assert await ids_of(elsewhere) == ["s-1"]
+    assert int(cluster.command("ZSCORE", f"{INDEX}:a", "s-1")) == active
+    assert int(cluster.command("ZSCORE", f"{INDEX}:g", "s-1")) == gone
+    for one in (store, elsewhere):
+        await one.aclose()
+
+
 async def test_a_turn_is_stored_when_the_indexes_are_away(
     start_cluster: Callable[..., RedisCluster],
 ) -> None:
