@@ -1,4 +1,4 @@
-"""Run all comparisons: python -m benchmarks [conversation] [cluster] [langgraph] [sqlite] [overhead]. Five minutes."""
+"""Run all comparisons: python -m benchmarks [conversation] [cluster] [langgraph] [sqlite] [dynamodb] [overhead]."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import sys
 
 from .servers import redis_server
 
-BLOCKS = ("conversation", "cluster", "langgraph", "sqlite", "overhead")
+BLOCKS = ("conversation", "cluster", "langgraph", "sqlite", "dynamodb", "overhead")
 
 
 async def main(blocks: list[str]) -> None:
@@ -30,6 +30,10 @@ async def main(blocks: list[str]) -> None:
         from . import sqlite_turns
 
         await sqlite_turns.run()
+    if "dynamodb" in blocks:
+        from . import dynamodb_turns
+
+        await dynamodb_turns.run()
     if "overhead" in blocks:
         from . import overhead
 
