@@ -33,6 +33,6 @@ for i = 1, #found, 2 do
   page[#page + 1] = found[i]
   page[#page + 1] = found[i + 1]
   page[#page + 1] = call('ZSCORE', KEYS[2], found[i])
-  page[#page + 1] = KEYS[3] and call('HGET', KEYS[3], found[i])
+  page[#page + 1] = KEYS[3] and call('HGET', KEYS[3], found[i]) or false
 end
 return page
