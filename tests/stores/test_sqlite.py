@@ -417,6 +417,23 @@ async def test_a_key_of_a_later_format_is_refused_and_left_alone(store: SQLiteSt
     assert await read_values(store, KEY) == {CART: b"apples"}
 
 
+async def test_what_is_small_costs_little_beside_what_is_large(path: Path) -> None:
+    store = SQLiteStore(path, synchronous="normal")
+    for number in range(4):
+        large = CollectionChange(entries={f"{number}": b"e" * 8_000_000})
+        key = Key("default", "session", f"large-{number}")
+        await store.commit(key, change(values={CART: b"v" * 8_000_000}, collections={CHECKPOINTS: large}))
+    small = CollectionChange(entries={"5": b"small"})
+    taken = []
+    for _ in range(15):
+        begun = time.perf_counter()
+        await store.commit(KEY, change(values={CART: b"small"}, collections={CHECKPOINTS: small}))
+        await store.open(KEY, wanted=Wanted(entries=[(CHECKPOINTS, "5")]))
+        taken.append(time.perf_counter() - begun)
+    await store.aclose()
+    assert statistics.median(taken) < 0.005
+
+
 async def test_listings_among_very_many_keys_are_quick(store: SQLiteStore, path: Path) -> None:
     await store.commit(KEY, change(ttl_ms=1_000_000_000, belongs_to="ann"))
     query(

@@ -52,12 +52,11 @@ CREATE TABLE part (
 );
 CREATE UNIQUE INDEX part_by_name ON part (k, sort, namespace, name);
 
-CREATE TABLE value (
-    k INTEGER, namespace TEXT, name TEXT, data BLOB NOT NULL, PRIMARY KEY (k, namespace, name)
-) WITHOUT ROWID;
+-- Not WITHOUT ROWID, as the small tables are: there, looking for a row reads every row on the way with all its data.
+CREATE TABLE value (k INTEGER, namespace TEXT, name TEXT, data BLOB NOT NULL, PRIMARY KEY (k, namespace, name));
+CREATE TABLE entry (p INTEGER, key BLOB, data BLOB NOT NULL, PRIMARY KEY (p, key));
 -- n is p << 32 | the item's number; place counts from 1.
 CREATE TABLE item (n INTEGER PRIMARY KEY, place INTEGER NOT NULL, data BLOB NOT NULL);
-CREATE TABLE entry (p INTEGER, key BLOB, data BLOB NOT NULL, PRIMARY KEY (p, key)) WITHOUT ROWID;
 
 -- Keys that are gone, and whose parts are still there.
 CREATE TABLE dead (k INTEGER PRIMARY KEY);

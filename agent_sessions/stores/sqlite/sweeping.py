@@ -53,7 +53,7 @@ def _empty_graves(tx: Transaction) -> bool:
 def _remove_some(tx: Transaction, k: int) -> bool:
     """Remove a few rows of a dead key's parts. False: there are none."""
     if tx.run(
-        "DELETE FROM value WHERE (k, namespace, name) IN (SELECT k, namespace, name FROM value WHERE k = ? LIMIT ?)",
+        "DELETE FROM value WHERE rowid IN (SELECT rowid FROM value WHERE k = ? LIMIT ?)",
         *(k, _ROWS_AT_ONCE),
     ).rowcount:
         return True
@@ -69,8 +69,8 @@ def _remove_some(tx: Transaction, k: int) -> bool:
         ).rowcount
     else:
         removed = tx.run(
-            "DELETE FROM entry WHERE p = ? AND key IN (SELECT key FROM entry WHERE p = ? LIMIT ?)",
-            *(p, p, _ROWS_AT_ONCE),
+            "DELETE FROM entry WHERE rowid IN (SELECT rowid FROM entry WHERE p = ? LIMIT ?)",
+            *(p, _ROWS_AT_ONCE),
         ).rowcount
     if not removed:
         tx.run("DELETE FROM part WHERE p = ?", p)

@@ -132,7 +132,7 @@ def _change_values(tx: Transaction, row: KeyRow, values: dict[Part, bytes | None
     for namespace in {part.namespace for part in values}:
         _touch_part(tx, row, "v", Part(namespace, ""))
     tx.run_each(
-        "INSERT OR REPLACE INTO value VALUES (?, ?, ?, ?)",
+        "INSERT INTO value VALUES (?, ?, ?, ?) ON CONFLICT (k, namespace, name) DO UPDATE SET data = excluded.data",
         [(row.k, *part, data) for part, data in values.items() if data is not None],
     )
     tx.run_each(
@@ -183,7 +183,7 @@ def _change_collection(tx: Transaction, row: KeyRow, part: Part, change: Collect
     for prefix in change.delete_prefixes:
         tx.run("DELETE FROM entry WHERE p = ? AND key >= ? AND key < ?", p, *prefix_bounds(prefix))
     put = [(p, name.encode(), data) for name, data in change.entries.items() if data is not None]
-    tx.run_each("INSERT OR REPLACE INTO entry VALUES (?, ?, ?)", put)
+    tx.run_each("INSERT INTO entry VALUES (?, ?, ?) ON CONFLICT (p, key) DO UPDATE SET data = excluded.data", put)
     tx.run_each(
         "DELETE FROM entry WHERE p = ? AND key = ?",
         [(p, name.encode()) for name, data in change.entries.items() if data is None],
