@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 
-from agent_sessions import SessionManager
+from agent_sessions import SessionManager, SyncSessionManager
 from agent_sessions.errors import SessionConflictError, SessionNotFoundError
 from tests.fixtures import MakeManager
 from tests.fixtures import elsewhere as elsewhere
@@ -83,6 +83,23 @@ async def test_an_attempt_that_raises_stores_nothing_and_joins_a_turn(manager: S
 
     async with manager.open("s") as session:
         assert session.get("who") is None
+
+
+async def test_an_attempt_works_without_async(manager: SessionManager) -> None:
+    blocking = SyncSessionManager(manager=manager)
+
+    def work() -> None:
+        with blocking.open("s") as session:
+            session.set("count", 1)
+        with blocking.attempt("s") as session:
+            session.set("count", 2)
+            with blocking.open("s") as joined:
+                assert joined.get("count") == 2
+
+    await asyncio.to_thread(work)
+    async with manager.read("s") as stored:
+        assert stored.get("count") == 2
+        assert stored.revision == 2
 
 
 async def _set(manager: SessionManager, who: str, *, fail: bool = False) -> None:
