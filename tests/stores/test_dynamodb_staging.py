@@ -10,8 +10,9 @@ from typing import Any
 
 import pytest
 
-from agent_sessions.errors import CommitTooLargeError, SessionConflictError, StoreUnavailableError
+from agent_sessions.errors import CommitTooLargeError, SessionConflictError, SessionNotFoundError, StoreUnavailableError
 from agent_sessions.stores.base import CollectionChange, Commit, EntryRange, Key, LogWanted, Part, Store, Wanted
+from agent_sessions.testing import FakeClock
 from agent_sessions.testing.conformance.harness import (
     CHECKPOINTS,
     LOG,
@@ -22,6 +23,7 @@ from agent_sessions.testing.conformance.harness import (
     read_log,
     read_range,
     read_values,
+    take,
 )
 from tests.dynamodb import DynamoDB
 
@@ -247,3 +249,43 @@ async def test_a_delete_that_dies_at_any_step_leaves_it_deleted_or_untouched(
         assert await contents(store) == ({}, [b"new"], [])
         assert await store.delete(KEY, new_id())
     assert answers == {None, True}
+
+
+async def test_a_listing_shows_what_is_published_and_not_in_its_places(dynamodb: DynamoDB, store: Store) -> None:
+    await store.commit(KEY, change(fields={"f": b"old"}))
+    async with dying(dynamodb, 0, "lose the request", begin=is_publishing) as victim:
+        await victim.commit(KEY, many(fields={"f": b"new"}))
+    assert "st" in dynamodb.records()[0]
+    (found,) = (await store.find("acme", "session")).found
+    assert found.row.fields == {"f": b"new"}
+    assert "st" not in dynamodb.records()[0]
+
+
+async def test_what_is_deleted_under_a_turn_that_has_just_begun_is_swept_by_its_commit(
+    dynamodb: DynamoDB, store: Store
+) -> None:
+    """Its reading may be under way: only afterwards the items go."""
+    clock = FakeClock()
+    turn, other = dynamodb.store(clock), dynamodb.store(clock)
+    version = (await turn.commit(KEY, before())).version
+    assert await take(turn, KEY, "us")
+    assert await other.delete(KEY, new_id())
+    assert (await other.open(KEY)).row is None
+    assert dynamodb.kinds() != {}
+    clock.advance(2)
+    with pytest.raises(SessionNotFoundError):
+        await turn.commit(KEY, change(expected=version))
+    assert dynamodb.kinds() == {}
+    await turn.aclose()
+    await other.aclose()
+
+
+async def test_a_scan_passes_leases_on_absent_keys_of_any_name(dynamodb: DynamoDB, store: Store) -> None:
+    long = Key("acme", "session", "👩" * 256)
+    assert await take(store, long, "us")
+    await store.commit(KEY, change())
+    assert (await store.scan()).keys == [KEY]
+    await store.commit(long, change())
+    assert set((await store.scan()).keys) == {KEY, long}
+    await store.delete(long, new_id())
+    assert (await store.scan()).keys == [KEY]

@@ -40,9 +40,8 @@ class LoopClient:
         self._stack = AsyncExitStack()
         self._opening: asyncio.Task[Any] | None = None
         self._abandoned: weakref.finalize[Any, Any] | None = None
-        self.is_checked = False
-        """Whether the table was looked at on this loop, or need not be."""
         self.checking = asyncio.Lock()
+        """Held while the table is looked at."""
 
     async def get(self) -> Any:
         """The client. Everybody who needs it while it is being made waits for the same one."""

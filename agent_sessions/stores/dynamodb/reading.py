@@ -11,7 +11,7 @@ import msgspec
 from msgspec import Struct, field
 
 from agent_sessions.stores.base import Discreet, EntryRange, Known, LogHead, LogRead, LogWanted, Part, Wanted
-from agent_sessions.stores.dynamodb.keys import Life, Span, name_in, part_in
+from agent_sessions.stores.dynamodb.keys import Life, Span, name_in, part_in, revision_in
 from agent_sessions.stores.dynamodb.parts import Log, Parts, decode_parts
 from agent_sessions.stores.dynamodb.payloads import Torn, payloads
 from agent_sessions.stores.dynamodb.records import Record
@@ -46,6 +46,11 @@ class Frame(NamedTuple):
     number: int
     """The sequence number of its first item."""
     size: int
+
+    @property
+    def revision(self) -> int:
+        """The commit that wrote it."""
+        return revision_in(self.item["k"]["B"])
 
     @classmethod
     def of(cls, item: Item) -> Frame:
@@ -204,16 +209,9 @@ class Reader:
             return None
         return await self._items(frames, wanted.count, log.count)
 
-    async def frames_from(self, number: int, first: int) -> list[Frame]:
-        """The frames of the items from the place `first` on, and any dead ones between them, the newest first."""
-        log = self._record.parts.logs[number]
-        frames: list[Frame] = []
-        async with aclosing(self._frames(number, log, log.count - first)) as found:
-            async for frame in found:
-                frames.append(frame)
-                if frame.at <= first:
-                    return frames
-        raise Torn
+    async def frame_at(self, number: int, index: int) -> Frame:
+        """The frame that holds the item at a place of a log."""
+        return (await self._live(number, self._record.parts.logs[number], index))[-1]
 
     async def _live(self, number: int, log: Log, first: int, *, after: int = 0) -> list[Frame]:
         """The frames that hold the items from the place `first` on, the newest first.

@@ -15,6 +15,7 @@ from secrets import token_hex
 from typing import Any, TypeAlias, TypeVar
 
 import aiohttp
+from botocore import xform_name
 from botocore.exceptions import (
     BotoCoreError,
     ClientError,
@@ -75,8 +76,8 @@ class Requests:
         self.table = table
         self._clients = clients
         self._patience_s = patience_s
-        self.before_first_use: Callable[[Requests], Any] | None = None
-        """Awaited once by each event loop, before its first request."""
+        self.before_first_use: Callable[[Requests], Awaitable[object]] | None = None
+        """Awaited before the first request of all."""
 
     # ------------------------------------------------------------------------------------------------- single items
 
@@ -207,9 +208,8 @@ class Requests:
 
     async def call(self, operation: str, **arguments: Any) -> dict[str, Any]:
         """Send a request, again where that may help, and return the answer."""
-        place = self._clients.current()
-        if not place.is_checked:
-            await self._first_use(place)
+        if self.before_first_use is not None:
+            await self._first_use(self._clients.current())
         return await self.call_unchecked(operation, **arguments)
 
     async def call_unchecked(self, operation: str, **arguments: Any) -> dict[str, Any]:
@@ -222,7 +222,7 @@ class Requests:
         while True:
             try:
                 client = await self._clients.current().get()
-                return await client._make_api_call(operation, arguments)  # type: ignore[no-any-return]
+                return await getattr(client, xform_name(operation))(**arguments)  # type: ignore[no-any-return]
             except ClientError as error:
                 if not _passes(error):
                     raise self.meaning(error, operation, maybe_done=maybe_done) from error
@@ -242,10 +242,9 @@ class Requests:
 
     async def _first_use(self, place: LoopClient) -> None:
         async with place.checking:
-            if not place.is_checked:
-                if self.before_first_use is not None:
-                    await self.before_first_use(self)
-                place.is_checked = True
+            if self.before_first_use is not None:
+                await self.before_first_use(self)
+                self.before_first_use = None
 
     def meaning(self, error: Exception, operation: str, *, maybe_done: bool) -> Exception:
         """What an error of botocore is for our callers. Its own text, which may carry arguments, stays in the cause."""

@@ -64,6 +64,7 @@ class Pending(Discreet, Struct, array_like=True, frozen=True):
 
 
 _DEAD_MS = DAY * 1000
+_MOST_GARBAGE = 100  # more of it, which only many large values at once leave, is swept all the same, but not recorded
 
 _ops_decoder = msgspec.msgpack.Decoder(list[Op])
 _staged_decoder = msgspec.msgpack.Decoder(Staged)
@@ -103,7 +104,7 @@ class Stages:
             .lease(plan.record.lease)
             .given(**given)
         )
-        change.add("gb", plan.garbage).discard("pd", mine)
+        change.add("gb", frozenset(sorted(plan.garbage)[:_MOST_GARBAGE])).discard("pd", mine)
         if plan.found.deletions and not remembered(plan.found.deletions, now):
             change.remove("dm")
         try:

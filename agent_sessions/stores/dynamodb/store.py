@@ -40,6 +40,7 @@ from agent_sessions.stores.base import (
     LeaseWanted,
     Opened,
     Page,
+    Row,
     Version,
     Wanted,
 )
@@ -80,7 +81,7 @@ MAX_CONNECTIONS = 32
 
 _DELETES_REMEMBERED_MS = 60_000
 
-_READ_UNSEEN_MS = 5_000
+_READ_UNSEEN_MS = 1_000
 """For so long, at most, a turn that has just taken its lease reads without looking again at the record: nobody else
 may change the session, and a deletion leaves the items where they are for twice as long."""
 
@@ -133,7 +134,7 @@ class DynamoDBStore:
         self._times = Times(clock)
         self._leases = Leases(self._requests, self._times)
         self._stages = Stages(self._requests)
-        self._listing = Listing(self._requests)
+        self._listing = Listing(self._requests, self._row)
         self._records: Memory[str, Record] = Memory(_RECORDS_KEPT)
         self._patience_s = patience_s
 
@@ -173,7 +174,8 @@ class DynamoDBStore:
                 return Opened(now=now, version=ABSENT, row=None, lease=held)
             held = None if record.lease is None or record.lease.until <= now else record.lease.lease
             if not record.is_live(now):
-                await self._stages.sweep(place, record, now) if granted else None
+                if granted:
+                    await self._stages.sweep(place, record, now)
                 return Opened(now=now, version=ABSENT, row=None, granted=granted, lease=held)
             try:
                 record = await self._whole(place, record)
@@ -259,7 +261,7 @@ class DynamoDBStore:
                 self._keep(place, found)
                 return _repeated(commit, revision)
             if is_fresh:
-                self._refuse(key, place, found, old, commit, now)
+                await self._refuse(key, place, found, old, commit, now)
             try:
                 found = await self._whole(place, found)
                 plan = await self._plan(key, found, commit, now)
@@ -285,12 +287,13 @@ class DynamoDBStore:
             return False
         return not self._leases.is_held_by_another(place, found.lease, commit.owner)
 
-    def _refuse(self, key: Key, place: str, found: Record, old: Record, commit: Commit, now: int) -> None:
+    async def _refuse(self, key: Key, place: str, found: Record, old: Record, commit: Commit, now: int) -> None:
         """Raise what keeps a commit that is not stored yet from being stored."""
         expected, version = commit.expected, old.commits.version
         if expected is not None and expected != version:
             self._keep(place, found)
             if old is NOTHING:
+                await self._stages.sweep(place, found, now)
                 raise SessionNotFoundError(f"{name_of(key)} does not exist, was deleted, or is past its time")
             raise _overtaken(key, commit, expected, version.revision)
         if self._leases.is_held_by_another(place, found.lease, commit.owner):
@@ -357,6 +360,7 @@ class DynamoDBStore:
     async def delete(self, key: Key, write_id: bytes) -> bool:
         """See `Store.delete`. One write takes the session out of reach; its items are deleted after it."""
         place = partition(key)
+        give_up = asyncio.get_running_loop().time() + self._patience_s
         self._records.forget(place)
         record = read_record(key, await self._requests.get(place))
         while True:
@@ -371,6 +375,8 @@ class DynamoDBStore:
                 item = await self._end(place, record, kept, existed, now)
             except Refused as refused:
                 record = read_record(key, refused.item)
+                if asyncio.get_running_loop().time() > give_up:
+                    raise StoreUnavailableError(f"{name_of(key)} changes faster than it can be deleted") from None
                 continue
             if existed:
                 self._leases.observe(place, None)
@@ -410,6 +416,9 @@ class DynamoDBStore:
         """See `Store.find`."""
         now = self._times.now_ms()
         return await self._listing.find(tenant, kind, now, belongs_to=belongs_to, limit=limit, cursor=cursor)
+
+    async def _row(self, key: Key) -> Row | None:
+        return (await self.open(key, wanted=Wanted(values=False))).row
 
     async def count(self, tenant: str, kind: Kind, *, belongs_to: str | None = None) -> int:
         """See `Store.count`."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from contextlib import aclosing
 from typing import Any
 
 import msgspec
@@ -218,12 +219,14 @@ class Planner:
     async def _cut_log(self, number: int, kept: int) -> None:
         log = self._parts.logs[number]
         if kept:
-            *dead, oldest = await self._reader.frames_from(number, kept - 1)
+            oldest = await self._reader.frame_at(number, kept - 1)
             log.last = oldest.number + kept - 1 - oldest.at
-            self._garbage.update(garbage((sort_key, sort_key)) for sort_key in (frame.item["k"]["B"] for frame in dead))
+            first_dead = oldest.revision + 1
         else:
-            self._garbage.add(garbage(self._life.frames(number, log.first_frame, self._revision - 1)))
             log.last, log.first_frame = 0, self._revision
+            first_dead = 0
+        if first_dead < self._revision:
+            self._garbage.add(garbage(self._life.frames(number, first_dead, self._revision - 1)))
         log.count, log.cut_at = kept, self._revision
 
     # ------------------------------------------------------------------------------------------------- collections
@@ -258,9 +261,11 @@ class Planner:
     async def _any_left(self, number: int, deleted: set[bytes]) -> bool:
         """Whether a collection has other entries than these: of one more than these, one must be another."""
         limit = min(len(deleted) + 1, 1000)
-        async for page in self._requests.query(self._partition, self._life.entries(number), limit=limit, only="k"):
-            if any(item["k"]["B"] not in deleted for item in page):
-                return True
+        found = self._requests.query(self._partition, self._life.entries(number), limit=limit, only="k")
+        async with aclosing(found) as pages:
+            async for page in pages:
+                if any(item["k"]["B"] not in deleted for item in page):
+                    return True
         return False
 
     # ------------------------------------------------------------------------------------------------- fields
