@@ -232,6 +232,34 @@ def test_a_process_that_closes_nothing_leaves_a_whole_file(path: Path) -> None:
     assert query(path, "SELECT id, revision FROM keys") == [("s", 1)]
 
 
+def test_what_runs_at_exit_may_store_and_close(path: Path) -> None:
+    script = (
+        "import asyncio, atexit, sys\n"
+        "def save():\n"
+        "    with manager.open('s') as session:\n"
+        "        session.set('saved', True)\n"
+        "    asyncio.run(store.aclose())\n"
+        "    print('saved')\n"
+        "atexit.register(save)  # before anything is imported, so it runs last\n"
+        "from agent_sessions import SyncSessionManager\n"
+        "from agent_sessions.stores.sqlite import SQLiteStore\n"
+        "store = SQLiteStore(sys.argv[1])\n"
+        "manager = SyncSessionManager(store)\n"
+        "with manager.open('s') as session:\n"
+        "    session.set('saved', False)\n"
+    )
+    process = subprocess.run(
+        [sys.executable, "-W", "error", "-c", script, str(path)],
+        check=True,
+        capture_output=True,
+        text=True,
+        timeout=20,
+        cwd=Path(__file__).parents[2],
+    )
+    assert (process.stdout, process.stderr) == ("saved\n", "")
+    assert query(path, "SELECT id, revision FROM keys") == [("s", 2)]
+
+
 # --------------------------------------------------------------------------------------------------- waiting
 
 
