@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import os
+import sqlite3
 import stat
 import statistics
 import subprocess
@@ -13,7 +14,7 @@ import threading
 import time
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 
@@ -29,7 +30,8 @@ from agent_sessions.stores.base import (
     Version,
     Wanted,
 )
-from agent_sessions.stores.sqlite import SQLiteStore
+from agent_sessions.stores.sqlite import SQLiteStore, connection, schema
+from agent_sessions.stores.sqlite.worker import Mode
 from agent_sessions.testing import FakeClock, ServedInOrder, StoreConformance
 
 from .sqlite_files import (
@@ -156,6 +158,59 @@ async def test_durable_is_what_the_settings_say(path: Path) -> None:
     await store.commit(KEY, change())
     await store.aclose()
     assert beside(path) == [path.name]
+
+
+async def test_a_file_that_is_replaced_while_it_is_opened_is_left(
+    store: SQLiteStore, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prepare = schema.prepare
+
+    def prepare_and_replace(file: sqlite3.Connection, name: str) -> None:
+        prepare(file, name)
+        for old in path.parent.iterdir():
+            old.rename(f"{old}.old")
+        path.touch()
+
+    with monkeypatch.context() as replaced:
+        replaced.setattr(schema, "prepare", prepare_and_replace)
+        await store.commit(KEY, change())
+    await store.commit(KEY, change())
+    assert query(path, "SELECT revision FROM keys") == [(1,)]
+
+
+async def test_a_link_to_a_file_that_is_not_there_yet_is_followed(path: Path) -> None:
+    link = path.with_name("link.db")
+    link.symlink_to(path)
+    store, mask = SQLiteStore(link), os.umask(0)
+    try:
+        await store.commit(KEY, change())
+    finally:
+        os.umask(mask)
+    await store.aclose()
+    assert stat.S_IMODE(os.stat(path).st_mode) == 0o600
+    assert beside(path) == ["link.db", "sessions.db"]
+
+
+async def test_a_copy_is_written_in_the_same_way(store: SQLiteStore, path: Path) -> None:
+    await store.commit(KEY, change(logs=append(b"1")))
+    copy = path.with_name("copy.db")
+    query(path, f"VACUUM INTO '{copy}'")
+    assert query(copy, "PRAGMA journal_mode") == [("delete",)]
+    restored = SQLiteStore(copy)
+    assert await read_log(restored, KEY) == [b"1"]
+    await restored.aclose()
+    assert query(copy, "PRAGMA journal_mode") == [("wal",)]
+
+
+@pytest.mark.parametrize("default", ["OFF", "NORMAL", "FULL"])
+@pytest.mark.parametrize(("synchronous", "number"), [("full", 2), ("normal", 1)])
+async def test_durable_is_durable_whatever_sqlite_was_built_with(
+    path: Path, monkeypatch: pytest.MonkeyPatch, default: str, synchronous: Literal["full", "normal"], number: int
+) -> None:
+    monkeypatch.setattr(connection, "_PRAGMAS", (*connection._PRAGMAS, f"PRAGMA synchronous = {default}"))
+    store = SQLiteStore(path, synchronous=synchronous)
+    assert await store._do(Mode.STORES, lambda tx: tx.one("PRAGMA synchronous")) == (number,)
+    await store.aclose()
 
 
 # --------------------------------------------------------------------------------------------------- closing
@@ -304,6 +359,34 @@ async def test_a_waiter_asks_again_when_the_lease_before_it_runs_out(store: SQLi
     assert time.monotonic() - begun > 0.03
 
 
+async def test_a_waiter_that_died_delays_the_next_for_no_longer_than_its_place_lasts(path: Path) -> None:
+    clock = FakeClock()
+    store = SQLiteStore(path, clock=clock)
+    assert await take(store, KEY, "us", ms=100)
+    assert not await take(store, KEY, "dead", queue=True)
+    clock.advance(1.95)
+    assert not await take(store, KEY, "next", queue=True)
+    async with asyncio.timeout(0.9):
+        await store.wait(KEY, "next", 5)
+    clock.advance(0.05)
+    assert await take(store, KEY, "next", queue=True)
+    await store.aclose()
+
+
+async def test_a_waiter_that_died_before_the_clock_was_set_back_keeps_nobody_out(path: Path) -> None:
+    clock = FakeClock()
+    store = SQLiteStore(path, clock=clock)
+    assert await take(store, KEY, "us", ms=1000)
+    for owner in ("dead", "alive"):
+        assert not await take(store, KEY, owner, queue=True)
+    clock.advance(-3600)
+    assert await store.renew(KEY, "us", 1000)
+    clock.advance(1)
+    assert not await take(store, KEY, "alive", queue=True)
+    assert await take(store, KEY, "alive", queue=True)
+    await store.aclose()
+
+
 async def test_many_turns_at_once_share_the_file(store: SQLiteStore) -> None:
     keys = [Key("default", "session", f"s{number}") for number in range(200)]
     await asyncio.gather(*(store.commit(key, change(logs=append(key.id.encode()))) for key in keys))
@@ -433,6 +516,30 @@ async def test_a_log_of_which_items_are_gone_is_state_lost_and_takes_no_lease(st
     assert opened.values == {CART.namespace: {CART.name: b"apples"}}
     assert opened.lease is None
     assert await read_log(store, KEY, limit=1) == [b"3"]
+
+
+async def test_a_log_that_has_had_all_its_items_gets_no_more_and_keeps_out_of_other_logs(
+    store: SQLiteStore, path: Path
+) -> None:
+    other = KEY._replace(id="s-2")
+    await store.commit(KEY, change(logs=append(b"1")))
+    await store.commit(other, change(logs=append(b"1")))
+    query(path, "UPDATE part SET assigned = (1 << 28) - 2")
+    await store.commit(KEY, change(logs=append(b"last")))
+    before, *_ = query(path, "SELECT count(*) FROM item")
+    with pytest.raises(OverflowError):
+        await store.commit(KEY, change(values={CART: b"1"}, logs=append(b"too many")))
+    assert query(path, "SELECT count(*) FROM item") == [before]
+    assert await read_values(store, KEY) == {}
+    assert [await read_log(store, key) for key in (KEY, other)] == [[b"1", b"last"], [b"1"]]
+
+
+async def test_a_file_that_had_very_many_parts_takes_more(store: SQLiteStore, path: Path) -> None:
+    await store.commit(KEY, change(logs=append(b"1")))
+    query(path, f"UPDATE sqlite_sequence SET seq = {1 << 34}")
+    key = KEY._replace(id="s-2")
+    await store.commit(key, change(logs=append(b"1", b"2")))
+    assert await read_log(store, key) == [b"1", b"2"]
 
 
 async def test_a_key_of_a_later_format_is_refused_and_left_alone(store: SQLiteStore, path: Path) -> None:

@@ -301,6 +301,23 @@ async def test_a_full_disk_refuses_commits_whole_until_there_is_room_again(small
     await store.aclose()
 
 
+async def test_a_disk_that_is_too_full_to_open_the_file_says_so(small_disk: Path) -> None:
+    told = set()
+    for room in range(0, 300_000, 12_288):
+        path = small_disk / f"{room}.db"
+        store, ballast = SQLiteStore(path), small_disk / "ballast"
+        write(ballast, b"x" * (2 * 1024 * 1024 - room - 8192))
+        try:
+            await store.commit(KEY, change())
+        except StoreUnavailableError as error:
+            told.add(error.message.removeprefix(f"the disk of {path} "))
+            assert not error.maybe_done
+        await store.aclose()
+        for name in beside(path):
+            os.unlink(small_disk / name)
+    assert told == {"is full, or the file may not grow; nothing was stored. Make room: no restart is needed."}
+
+
 # --------------------------------------------------------------------------------------------------- versions
 
 LATER = "ALTER TABLE keys ADD COLUMN colour TEXT; UPDATE keys SET colour = 'green';\n"

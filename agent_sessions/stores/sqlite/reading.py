@@ -32,8 +32,9 @@ from agent_sessions.stores.sqlite import leases, rows
 from agent_sessions.stores.sqlite.rows import KeyRow
 from agent_sessions.stores.sqlite.transaction import Transaction
 
-ITEM_BITS = 32
-"""An item's number stands in the lower half of its row's, that of its log in the upper one."""
+ITEM_BITS = 28
+"""An item's number stands in so many lower bits of its row's, that of its log in the 35 above: room for 268 million
+items that a log ever had, and for 34 billion parts that the file ever had."""
 
 _FIELDS = msgspec.msgpack.Decoder(dict[str, bytes])
 _AFTER_EVERY_KEY = b"\xff"  # no byte of UTF-8
@@ -53,7 +54,13 @@ class Log(Struct):
         return LogHead(self.count, self.last)
 
     def n(self, number: int) -> int:
-        """The row number of an item."""
+        """The row number of an item.
+
+        Raises:
+            OverflowError: The log has had as many items as it can. No `SessionError`: it may come in mid-commit.
+        """
+        if number >> ITEM_BITS:
+            raise OverflowError(f"a log can have had {(1 << ITEM_BITS) - 1} items at most")
         return self.p << ITEM_BITS | number
 
 

@@ -7,6 +7,7 @@ import time
 
 from agent_sessions.stores.base import HANDOVER_MS, Key
 from agent_sessions.stores.sqlite import rows
+from agent_sessions.stores.sqlite.reading import Log
 from agent_sessions.stores.sqlite.transaction import Transaction
 
 EVERY_S = 60.0
@@ -65,7 +66,7 @@ def _remove_some(tx: Transaction, k: int) -> bool:
     if sort == "l":
         removed = tx.run(
             "DELETE FROM item WHERE n IN (SELECT n FROM item WHERE n BETWEEN ? AND ? LIMIT ?)",
-            *(p << 32, (p + 1 << 32) - 1, _ROWS_AT_ONCE),
+            *(Log(p).n(0), Log(p + 1).n(0) - 1, _ROWS_AT_ONCE),
         ).rowcount
     else:
         removed = tx.run(

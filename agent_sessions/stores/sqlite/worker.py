@@ -82,7 +82,7 @@ class Worker:
         self._waiting: list[Waiter] = []
         self._connection: sqlite3.Connection | None = None
         self._file: tuple[int, int] | None = None
-        self._syncs = True
+        self._syncs: bool | None = None
         self._data_version = -1
         self._poll_at = self._sweep_at = 0.0
         self._stopping = False
@@ -211,9 +211,8 @@ class Worker:
         if self._connection is not None and identity(self._path) != self._file:
             self.disconnect()
         if self._connection is None:
-            self._connection = connect(self._path)
-            self._file = identity(self._path)
-            self._syncs, self._data_version = True, -1
+            self._connection, self._file = connect(self._path)
+            self._syncs, self._data_version = None, -1
             self._sweep_at = time.monotonic() + sweeping.SOON_S
         return self._connection
 
