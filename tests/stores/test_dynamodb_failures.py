@@ -360,8 +360,8 @@ async def test_errors_are_session_errors_only(dynamodb: DynamoDB) -> None:
         decisions: list[Decision] = ["pass", "pass", "lose the request", "lose the reply", throttled(), Answer(500, {})]
         return random.choice(decisions)
 
-    async with behind(dynamodb, decide, patience_s=1) as store:
-        for number in range(15):
+    async with behind(dynamodb, decide, patience_s=0.5) as store:
+        for number in range(6):
             with contextlib.suppress(SessionError):
                 await store.commit(KEY, change(logs=append(b"%d" % number)))
             with contextlib.suppress(SessionError):
