@@ -71,7 +71,7 @@ class TestValkeyStore(TestRedisStore):
 class TestRedisCluster(LostReplies, ServedInOrder, StoreConformance):
     """The same on three real nodes."""
 
-    EXAMPLES = 20
+    EXAMPLES = 12
 
     @pytest.fixture(autouse=True)
     def _start(self, redis_cluster: RedisCluster, clock: FakeClock) -> None:

@@ -27,10 +27,23 @@ async def servers(start_redis: Callable[..., RedisServer]) -> tuple[RedisServer,
     return primary, replica
 
 
+def waiting_store(server: RedisServer, timeout_s: float) -> RedisStore:
+    redis = RedisSettings(url=server.url, wait_replicas=1, wait_timeout_s=timeout_s)
+    return RedisStore.from_settings(Settings(type="redis", redis=redis))
+
+
 @pytest.fixture
 async def store(servers: tuple[RedisServer, RedisServer]) -> AsyncIterator[RedisStore]:
-    redis = RedisSettings(url=servers[0].url, wait_replicas=1, wait_timeout_s=0.2)
-    store = RedisStore.from_settings(Settings(type="redis", redis=redis))
+    """It waits as long as a replica may take."""
+    store = waiting_store(servers[0], 10)
+    yield store
+    await store.aclose()
+
+
+@pytest.fixture
+async def hasty(servers: tuple[RedisServer, RedisServer]) -> AsyncIterator[RedisStore]:
+    """It does not wait for one that is frozen."""
+    store = waiting_store(servers[0], 0.1)
     yield store
     await store.aclose()
 
@@ -42,13 +55,13 @@ async def test_what_is_stored_is_on_the_replica(store: RedisStore, servers: tupl
 
 
 async def test_a_commit_that_no_replica_has_is_told_and_sent_again(
-    store: RedisStore, servers: tuple[RedisServer, RedisServer]
+    store: RedisStore, hasty: RedisStore, servers: tuple[RedisServer, RedisServer]
 ) -> None:
     commit = everything(expected=ABSENT)
     servers[1].freeze()
     for _ in range(3):  # also when it is there already: what counts is the replica
         with pytest.raises(StoreUnavailableError, match="of 1 replicas only 0") as raised:
-            await store.commit(KEY, commit)
+            await hasty.commit(KEY, commit)
         assert raised.value.maybe_done
     servers[1].thaw()
     assert (await store.commit(KEY, commit)).repeated
@@ -56,23 +69,25 @@ async def test_a_commit_that_no_replica_has_is_told_and_sent_again(
     assert (await store.open(KEY, wanted=EVERYTHING)).logs[0].items == [b"hi", b"ho"]
 
 
-async def test_a_refused_commit_waits_for_nobody(store: RedisStore, servers: tuple[RedisServer, RedisServer]) -> None:
+async def test_a_refused_commit_is_refused_whatever_replicas_do(
+    store: RedisStore, hasty: RedisStore, servers: tuple[RedisServer, RedisServer]
+) -> None:
     await store.commit(KEY, change())
     servers[1].freeze()
     with pytest.raises(SessionConflictError):
-        await store.commit(KEY, change(expected=ABSENT))
+        await hasty.commit(KEY, change(expected=ABSENT))
     servers[1].thaw()
 
 
 async def test_a_turn_that_no_replica_gets_is_unknown_until_one_does(
-    store: RedisStore, servers: tuple[RedisServer, RedisServer]
+    store: RedisStore, hasty: RedisStore, servers: tuple[RedisServer, RedisServer]
 ) -> None:
-    manager = SessionManager(store, settings=Settings(turn=TurnSettings(lease_s=0.5)))
     servers[1].freeze()
     with pytest.raises(CommitUnknownError) as raised:
-        async with manager.open("s-1") as session:
+        async with SessionManager(hasty, settings=Settings(turn=TurnSettings(lease_s=0.5))).open("s-1") as session:
             session.set("a", 1)
     servers[1].thaw()
+    manager = SessionManager(store)
     assert await manager.commit_status("s-1", raised.value.commit_id) == "stored"
     async with manager.open("s-1") as session:
         assert session.get("a") == 1
