@@ -26,11 +26,13 @@ from agent_sessions.stores.base import (
     Key,
     LeaseWanted,
     LogWanted,
+    Part,
     Store,
     Version,
     Wanted,
 )
-from agent_sessions.stores.sqlite import SQLiteStore, connection, schema
+from agent_sessions.stores.sqlite import SQLiteStore, connection, schema, sweeping
+from agent_sessions.stores.sqlite.transaction import Transaction
 from agent_sessions.stores.sqlite.worker import Mode
 from agent_sessions.testing import FakeClock, ServedInOrder, StoreConformance
 
@@ -493,6 +495,23 @@ async def test_a_sweep_spares_what_is_leased_and_who_waits_for_it(path: Path) ->
     for key in (KEY, absent):
         assert not await take(store, key, "second", queue=key == absent)
     assert await take(store, absent, "first", queue=True)
+    await store.aclose()
+
+
+async def test_one_step_of_a_sweep_removes_few_large_values(path: Path) -> None:
+    clock = FakeClock()
+    store = SQLiteStore(path, clock=clock, synchronous="normal")
+    for number in range(12):
+        await store.commit(KEY, change(values={Part("shop", f"{number}"): b"v" * 2_000_000}, ttl_ms=1000))
+    await store.aclose()
+    clock.advance(1)
+
+    def step(tx: Transaction) -> int:
+        assert sweeping.sweep(tx)
+        return len(tx.all("SELECT 1 FROM value"))
+
+    assert 1 <= await store._do(Mode.WRITES, step) <= 11
+    await until(lambda: rows_left(path) == {})
     await store.aclose()
 
 
