@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import signal
-import socket
 import subprocess
 import time
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+from tests.ports import free_port
 
 START_S = 10.0
 
@@ -112,13 +113,3 @@ class RedisServer:
             return connection.read_response()
         finally:
             connection.disconnect()
-
-
-def free_port() -> int:
-    """A free port, low enough that a cluster node can have its second one, which is 10,000 higher."""
-    while True:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = int(probe.getsockname()[1])
-        if port <= 55_535:
-            return port
