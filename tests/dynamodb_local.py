@@ -15,6 +15,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from tests.ports import free_port
+
 FOLDER = Path(__file__).parent.parent / ".venv" / "dynamodb-local"
 JAR = FOLDER / "DynamoDBLocal.jar"
 START_S = 60.0
