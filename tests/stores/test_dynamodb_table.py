@@ -33,7 +33,7 @@ def bare(dynamodb_port: int, aws_credentials: None) -> DynamoDB:
 
 def wanted(table: str, **changes: Any) -> dict[str, Any]:
     """The table as it should be, but for this."""
-    from agent_sessions.stores.dynamodb.table import definition
+    from agent_sessions.stores.dynamodb.service.table import definition
 
     return {**definition(table), **changes}
 

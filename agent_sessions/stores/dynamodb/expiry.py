@@ -13,8 +13,8 @@ from __future__ import annotations
 
 from functools import partial
 
-from agent_sessions.stores.dynamodb.records import Record
-from agent_sessions.stores.dynamodb.requests import Refused, Requests, gather
+from agent_sessions.stores.dynamodb.layout.records import Record
+from agent_sessions.stores.dynamodb.service.requests import Refused, Requests, gather
 
 DAY = 86_400
 SLACK = 30 * DAY

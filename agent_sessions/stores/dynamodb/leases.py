@@ -13,9 +13,8 @@ from typing import NamedTuple
 
 from agent_sessions.stores.base import Key, Lease, LeaseWanted
 from agent_sessions.stores.dynamodb.expiry import DAY, seconds
-from agent_sessions.stores.dynamodb.keys import partition
-from agent_sessions.stores.dynamodb.memory import Memory
-from agent_sessions.stores.dynamodb.records import (
+from agent_sessions.stores.dynamodb.layout.keys import partition
+from agent_sessions.stores.dynamodb.layout.records import (
     Change,
     Held,
     Record,
@@ -25,7 +24,8 @@ from agent_sessions.stores.dynamodb.records import (
     optional,
     read_record,
 )
-from agent_sessions.stores.dynamodb.requests import Refused, Requests
+from agent_sessions.stores.dynamodb.memory import Memory
+from agent_sessions.stores.dynamodb.service.requests import Refused, Requests
 from agent_sessions.stores.dynamodb.times import Times
 
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.1, 1.0

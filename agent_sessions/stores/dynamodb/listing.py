@@ -15,12 +15,20 @@ from typing import Any
 import msgspec
 
 from agent_sessions.stores.base import Cursor, Found, Key, Keys, Kind, Page, Row
-from agent_sessions.stores.dynamodb.keys import RECORD, active_at, key_of, partition, place, tenant_shards, user_index
-from agent_sessions.stores.dynamodb.payloads import Torn
+from agent_sessions.stores.dynamodb.layout.keys import (
+    RECORD,
+    active_at,
+    key_of,
+    partition,
+    place,
+    tenant_shards,
+    user_index,
+)
+from agent_sessions.stores.dynamodb.layout.payloads import Torn
+from agent_sessions.stores.dynamodb.layout.records import Record, read_record
 from agent_sessions.stores.dynamodb.reading import Reader
-from agent_sessions.stores.dynamodb.records import Record, read_record
-from agent_sessions.stores.dynamodb.requests import Item, Requests, gather, item_key
-from agent_sessions.stores.dynamodb.table import BY_TENANT, BY_USER
+from agent_sessions.stores.dynamodb.service.requests import Item, Requests, gather, item_key
+from agent_sessions.stores.dynamodb.service.table import BY_TENANT, BY_USER
 
 _NOBODY = Key("", "session", "")  # whose record without a life this was, its name may not tell
 _NEWEST = b"\xff"

@@ -11,11 +11,11 @@ import msgspec
 from msgspec import Struct, field
 
 from agent_sessions.stores.base import Discreet, EntryRange, Known, LogHead, LogRead, LogWanted, Part, Wanted
-from agent_sessions.stores.dynamodb.keys import Life, Span, name_in, part_in, revision_in
-from agent_sessions.stores.dynamodb.parts import Log, Parts, decode_parts
-from agent_sessions.stores.dynamodb.payloads import Torn, payloads
-from agent_sessions.stores.dynamodb.records import Record
-from agent_sessions.stores.dynamodb.requests import Item, Requests, gather
+from agent_sessions.stores.dynamodb.layout.keys import Life, Span, name_in, part_in, revision_in
+from agent_sessions.stores.dynamodb.layout.parts import Log, Parts, decode_parts
+from agent_sessions.stores.dynamodb.layout.payloads import Torn, payloads
+from agent_sessions.stores.dynamodb.layout.records import Record
+from agent_sessions.stores.dynamodb.service.requests import Item, Requests, gather
 
 _MOST_FRAMES_ASKED = 500
 """How many frames are read at a time at most where only the end of a log is wanted; 1 MB is always the limit."""

@@ -21,9 +21,9 @@ from msgspec import Struct, structs
 from agent_sessions.errors import StoreUnavailableError
 from agent_sessions.stores.base import Commit, Discreet, Key
 from agent_sessions.stores.dynamodb.expiry import DAY, seconds
-from agent_sessions.stores.dynamodb.keys import Life, Span
-from agent_sessions.stores.dynamodb.payloads import Large, Torn, large_of, read_large
-from agent_sessions.stores.dynamodb.records import (
+from agent_sessions.stores.dynamodb.layout.keys import Life, Span
+from agent_sessions.stores.dynamodb.layout.payloads import Large, Torn, large_of, read_large
+from agent_sessions.stores.dynamodb.layout.records import (
     NEVER,
     Change,
     Record,
@@ -33,7 +33,7 @@ from agent_sessions.stores.dynamodb.records import (
     remembered,
     state_lost,
 )
-from agent_sessions.stores.dynamodb.requests import MOST_BYTES, Item, Refused, Requests, gather, item_key
+from agent_sessions.stores.dynamodb.service.requests import MOST_BYTES, Item, Refused, Requests, gather, item_key
 from agent_sessions.stores.dynamodb.writing import MOST_WRITES, Op, Plan, garbage
 
 

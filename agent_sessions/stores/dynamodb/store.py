@@ -1,7 +1,7 @@
 """The store on Amazon DynamoDB: a warm turn is two requests, one write each.
 
 `UpdateItem` takes the lease and brings the record; `TransactWriteItems` writes what is new, under the condition that
-the record is still as it was. What lies where is in `keys.py` and `records.py`.
+the record is still as it was. What lies where is in `layout`.
 """
 
 from __future__ import annotations
@@ -44,16 +44,10 @@ from agent_sessions.stores.base import (
     Version,
     Wanted,
 )
-from agent_sessions.stores.dynamodb import table
-from agent_sessions.stores.dynamodb.clients import Clients, Endpoint
 from agent_sessions.stores.dynamodb.expiry import DAY, keep_alive, seconds
-from agent_sessions.stores.dynamodb.keys import partition
-from agent_sessions.stores.dynamodb.leases import Leases
-from agent_sessions.stores.dynamodb.listing import Listing
-from agent_sessions.stores.dynamodb.memory import Memory
-from agent_sessions.stores.dynamodb.payloads import Torn
-from agent_sessions.stores.dynamodb.reading import Contents, Reader
-from agent_sessions.stores.dynamodb.records import (
+from agent_sessions.stores.dynamodb.layout.keys import partition
+from agent_sessions.stores.dynamodb.layout.payloads import Torn
+from agent_sessions.stores.dynamodb.layout.records import (
     NEVER,
     NOTHING,
     Change,
@@ -66,7 +60,13 @@ from agent_sessions.stores.dynamodb.records import (
     remembered,
     state_lost,
 )
-from agent_sessions.stores.dynamodb.requests import Item, Refused, Requests
+from agent_sessions.stores.dynamodb.leases import Leases
+from agent_sessions.stores.dynamodb.listing import Listing
+from agent_sessions.stores.dynamodb.memory import Memory
+from agent_sessions.stores.dynamodb.reading import Contents, Reader
+from agent_sessions.stores.dynamodb.service import table
+from agent_sessions.stores.dynamodb.service.clients import Clients, Endpoint
+from agent_sessions.stores.dynamodb.service.requests import Item, Refused, Requests
 from agent_sessions.stores.dynamodb.staging import Stages
 from agent_sessions.stores.dynamodb.times import Times
 from agent_sessions.stores.dynamodb.writing import Plan, Planner, garbage

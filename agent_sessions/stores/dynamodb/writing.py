@@ -13,12 +13,12 @@ from agent_sessions.errors import CommitTooLargeError
 from agent_sessions.stores.base import CollectionChange, Commit, Discreet, Key, LogChange, LogHead, Part
 from agent_sessions.stores.commit_ring import CommitRing
 from agent_sessions.stores.dynamodb.expiry import expiry_of, sooner
-from agent_sessions.stores.dynamodb.keys import Life, Span
-from agent_sessions.stores.dynamodb.parts import MOST_IN_RECORD, Changes, Parts, encode
-from agent_sessions.stores.dynamodb.payloads import PIECE_BYTES, Large, Pieces, large_of, with_expiry
+from agent_sessions.stores.dynamodb.layout.keys import Life, Span
+from agent_sessions.stores.dynamodb.layout.parts import MOST_IN_RECORD, Changes, Parts, encode
+from agent_sessions.stores.dynamodb.layout.payloads import PIECE_BYTES, Large, Pieces, large_of, with_expiry
+from agent_sessions.stores.dynamodb.layout.records import NOTHING, Held, Record, name_of, new_lease
 from agent_sessions.stores.dynamodb.reading import Reader
-from agent_sessions.stores.dynamodb.records import NOTHING, Held, Record, name_of, new_lease
-from agent_sessions.stores.dynamodb.requests import MOST_BYTES, Item, Requests
+from agent_sessions.stores.dynamodb.service.requests import MOST_BYTES, Item, Requests
 
 MOST_WRITES = 99
 """The most items of a transaction, without the record."""

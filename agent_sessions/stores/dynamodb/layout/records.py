@@ -30,10 +30,10 @@ from msgspec import Struct, field, structs
 from agent_sessions.errors import FormatTooNewError, StateLostError
 from agent_sessions.stores.base import FORMAT, Cursor, Discreet, Key, Lease, LogHead, Part, Row
 from agent_sessions.stores.commit_ring import CommitRing
-from agent_sessions.stores.dynamodb import keys
-from agent_sessions.stores.dynamodb.keys import Life
-from agent_sessions.stores.dynamodb.parts import Changes, Parts, decode_changes, encode
-from agent_sessions.stores.dynamodb.requests import Item
+from agent_sessions.stores.dynamodb.layout import keys
+from agent_sessions.stores.dynamodb.layout.keys import Life
+from agent_sessions.stores.dynamodb.layout.parts import Changes, Parts, decode_changes, encode
+from agent_sessions.stores.dynamodb.service.requests import Item
 
 # --------------------------------------------------------------------------------------------------- the record
 

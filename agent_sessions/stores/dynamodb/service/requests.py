@@ -31,8 +31,8 @@ from botocore.exceptions import ConnectionError as BotoConnectionError
 from botocore.exceptions import HTTPClientError as BotoHTTPError
 
 from agent_sessions.errors import CommitTooLargeError, StoreUnavailableError
-from agent_sessions.stores.dynamodb.clients import Clients, LoopClient
-from agent_sessions.stores.dynamodb.keys import RECORD, Span
+from agent_sessions.stores.dynamodb.layout.keys import RECORD, Span
+from agent_sessions.stores.dynamodb.service.clients import Clients, LoopClient
 
 Item: TypeAlias = dict[str, Any]
 """An item as the service has it: `{"p": {"S": "..."}, "v": {"N": "1"}}`."""
