@@ -19,7 +19,13 @@ from typing import Any, Literal
 import pytest
 
 from agent_sessions.clock import Clock
-from agent_sessions.errors import FormatTooNewError, SessionNotFoundError, StateLostError
+from agent_sessions.errors import (
+    CommitTooLargeError,
+    FormatTooNewError,
+    SessionConflictError,
+    SessionNotFoundError,
+    StateLostError,
+)
 from agent_sessions.stores.base import (
     CollectionChange,
     Commit,
@@ -31,7 +37,7 @@ from agent_sessions.stores.base import (
     Version,
     Wanted,
 )
-from agent_sessions.stores.sqlite import SQLiteStore, connection, schema, sweeping
+from agent_sessions.stores.sqlite import SQLiteStore, connection, schema, sweeping, writing
 from agent_sessions.stores.sqlite.transaction import Transaction
 from agent_sessions.stores.sqlite.worker import Mode
 from agent_sessions.testing import FakeClock, ServedInOrder, StoreConformance
@@ -408,6 +414,25 @@ async def test_of_turns_at_once_one_that_fails_takes_no_other_along(store: SQLit
     assert await store.count("default", "session") == 19
 
 
+async def test_who_refuses_in_mid_change_changes_nothing(store: SQLiteStore) -> None:
+    def refuse(tx: Transaction) -> None:
+        writing.commit(tx, KEY, change())
+        raise SessionConflictError("too late")
+
+    others = [KEY._replace(id=f"s-{number}") for number in (2, 3)]
+    await store.open(KEY)
+    first, refused, last = await asyncio.gather(
+        store.commit(others[0], change()),
+        store._do(Mode.STORES, refuse),
+        store.commit(others[1], change()),
+        return_exceptions=True,
+    )
+    assert isinstance(refused, SessionConflictError)
+    assert not isinstance(first, BaseException)
+    assert not isinstance(last, BaseException)
+    assert {found.id for found in (await store.find("default", "session")).found} == {"s-2", "s-3"}
+
+
 # --------------------------------------------------------------------------------------------------- sweeping
 
 
@@ -546,7 +571,7 @@ async def test_a_log_that_has_had_all_its_items_gets_no_more_and_keeps_out_of_ot
     query(path, "UPDATE part SET assigned = (1 << 28) - 2")
     await store.commit(KEY, change(logs=append(b"last")))
     before, *_ = query(path, "SELECT count(*) FROM item")
-    with pytest.raises(OverflowError):
+    with pytest.raises(CommitTooLargeError):
         await store.commit(KEY, change(values={CART: b"1"}, logs=append(b"too many")))
     assert query(path, "SELECT count(*) FROM item") == [before]
     assert await read_values(store, KEY) == {}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import msgspec
 from msgspec import Struct, field
 
-from agent_sessions.errors import StateLostError
+from agent_sessions.errors import CommitTooLargeError, StateLostError
 from agent_sessions.stores.base import (
     ABSENT,
     CommitStatus,
@@ -57,10 +57,13 @@ class Log(Struct):
         """The row number of an item.
 
         Raises:
-            OverflowError: The log has had as many items as it can. No `SessionError`: it may come in mid-commit.
+            CommitTooLargeError: The log has had as many items as it can.
         """
         if number >> ITEM_BITS:
-            raise OverflowError(f"a log can have had {(1 << ITEM_BITS) - 1} items at most")
+            raise CommitTooLargeError(
+                f"a log in an SQLite file takes {(1 << ITEM_BITS) - 1} items in its life, popped ones counted:"
+                " go on in another log"
+            )
         return self.p << ITEM_BITS | number
 
 

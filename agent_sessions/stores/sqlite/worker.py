@@ -189,7 +189,7 @@ class Worker:
             self._wake(lambda waiter: waiter.owner in tx.handed_over)
 
     def _transact(self, works: list[Callable[[Transaction], Any]], mode: Mode) -> tuple[list[Any], Transaction]:
-        """Do all works at one moment. One that refuses, refuses before it has changed anything."""
+        """Do all works at one moment. One that refuses has changed nothing, or all are taken back."""
         connection = self._connected()
         syncs = self._full and mode is Mode.STORES
         if syncs != self._syncs:
@@ -199,9 +199,12 @@ class Worker:
         schema.check_version(connection, self._path)
         tx, results = Transaction(connection, self._clock.now_ms()), []
         for work in works:
+            changes = connection.total_changes
             try:
                 results.append(work(tx))
             except SessionError as refused:
+                if connection.total_changes != changes:
+                    raise
                 results.append(refused)
         connection.execute("COMMIT")
         return results, tx

@@ -1,4 +1,4 @@
-"""What changes a key: commits and deletes. Every check comes before the first write."""
+"""What changes a key: commits and deletes. Every check comes before the first write, as far as it can."""
 
 from __future__ import annotations
 
