@@ -17,6 +17,8 @@ from tests.dynamodb import dynamodb_port as dynamodb_port
 from tests.redis_cluster import RedisCluster
 from tests.redis_server import RedisServer as RedisServer
 
+pytest.register_assert_rewrite("agent_sessions.testing.conformance")
+
 
 def missing(what: str, remedy: str) -> NoReturn:
     """Skip a test for want of a component; in CI, where none may be missing, fail it."""

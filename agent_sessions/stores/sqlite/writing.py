@@ -5,15 +5,11 @@ from __future__ import annotations
 import msgspec
 
 from agent_sessions.errors import (
-    CommitUnknownError,
     SessionBusyError,
-    SessionConflictError,
-    SessionError,
     SessionNotFoundError,
 )
 from agent_sessions.stores.base import (
     ABSENT,
-    COMMITS_REMEMBERED,
     CollectionChange,
     Commit,
     Committed,
@@ -23,7 +19,7 @@ from agent_sessions.stores.base import (
     Part,
     Version,
 )
-from agent_sessions.stores.commit_ring import CommitRing
+from agent_sessions.stores.commit_ring import CommitRing, overtaken
 from agent_sessions.stores.sqlite import leases, rows
 from agent_sessions.stores.sqlite.reading import Log, prefix_bounds, read_fields
 from agent_sessions.stores.sqlite.rows import KeyRow
@@ -94,21 +90,9 @@ def _check(tx: Transaction, key: Key, commit: Commit, row: KeyRow | None, versio
     if version == ABSENT and expected is not None and expected != ABSENT:
         raise SessionNotFoundError(f"{key.kind} {key.id!r} does not exist, was deleted, or is past its time")
     if expected is not None and expected != version:
-        raise _refusal(key, commit, expected, version.revision)
+        raise overtaken(f"{key.kind} {key.id!r}", commit, version.revision)
     if lease is not None and lease.owner != commit.owner:
         raise SessionBusyError(f"{key.kind} {key.id!r} is held by {lease.owner} for another {lease.until - tx.now} ms")
-
-
-def _refusal(key: Key, commit: Commit, expected: Version, revision: int) -> SessionError:
-    if revision - expected.revision > COMMITS_REMEMBERED:
-        return CommitUnknownError(
-            f"{key.kind} {key.id!r} is at revision {revision} and does not remember back to {expected.revision + 1}, "
-            "which this commit would have been: read it and see",
-            commit_id=commit.id.hex(),
-        )
-    return SessionConflictError(
-        f"{key.kind} {key.id!r} is at revision {revision}, not at the expected {expected.revision}: open it again"
-    )
 
 
 def _begin_life(tx: Transaction, key: Key, row: KeyRow | None) -> KeyRow:
