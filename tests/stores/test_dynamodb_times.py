@@ -92,6 +92,22 @@ async def test_a_commit_does_not_go_past_a_lease_that_may_be_alive(
     assert await read_log(store, KEY) == [b"2"]
 
 
+async def test_commits_that_are_tried_again_and_again_go_past_a_holder_that_died_after_it_renewed(
+    store: Store, other: Store, clock: FakeClock
+) -> None:
+    """What was remembered of its lease is none of what is seen of it now."""
+    await store.commit(KEY, change())
+    assert await take(store, KEY, "us")
+    assert (await other.open(KEY)).lease is not None
+    assert await store.renew(KEY, "us", LEASE_S * 1000)
+    for _ in range(3):
+        with pytest.raises(SessionBusyError):
+            await other.commit(KEY, change(owner="them", logs=append(b"1")))
+        clock.advance(LEASE_S / 3)
+    await other.commit(KEY, change(owner="them", logs=append(b"1")))
+    assert await read_log(store, KEY) == [b"1"]
+
+
 async def test_a_waiter_of_a_dead_holder_gets_the_lease_after_its_length(dynamodb: DynamoDB) -> None:
     """By the clocks of the host."""
     dead, waiting = dynamodb.store(), dynamodb.store()

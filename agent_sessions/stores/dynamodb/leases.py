@@ -65,6 +65,10 @@ class Leases:
     def is_held_by_another(self, partition: str, held: Held | None, owner: str) -> bool:
         """Whether a lease, just read, is in the way."""
         self.observe(partition, held)
+        return self.was_held_by_another(partition, held, owner)
+
+    def was_held_by_another(self, partition: str, held: Held | None, owner: str) -> bool:
+        """The same of a lease that was read some time ago: it tells nothing of how long the present one stands."""
         return held is not None and held.owner != owner and held.nonce != self.dead(partition)
 
     async def take(self, key: Key, wanted: LeaseWanted) -> tuple[Record, bool]:

@@ -285,7 +285,7 @@ class DynamoDBStore:
         old = found if found.is_live(now) else NOTHING
         if commit.expected is not None and commit.expected != old.commits.version:
             return False
-        return not self._leases.is_held_by_another(place, found.lease, commit.owner)
+        return not self._leases.was_held_by_another(place, found.lease, commit.owner)
 
     async def _refuse(self, key: Key, place: str, found: Record, old: Record, commit: Commit, now: int) -> None:
         """Raise what keeps a commit that is not stored yet from being stored."""
@@ -297,6 +297,7 @@ class DynamoDBStore:
                 raise SessionNotFoundError(f"{name_of(key)} does not exist, was deleted, or is past its time")
             raise _overtaken(key, commit, expected, version.revision)
         if self._leases.is_held_by_another(place, found.lease, commit.owner):
+            self._keep(place, found)
             assert found.lease is not None
             raise SessionBusyError(f"{name_of(key)} is held by {found.lease.owner}; nothing was stored")
 
