@@ -11,7 +11,17 @@ from typing import Any
 import pytest
 
 from agent_sessions.errors import CommitTooLargeError, SessionConflictError, SessionNotFoundError, StoreUnavailableError
-from agent_sessions.stores.base import CollectionChange, Commit, EntryRange, Key, LogWanted, Part, Store, Wanted
+from agent_sessions.stores.base import (
+    ABSENT,
+    CollectionChange,
+    Commit,
+    EntryRange,
+    Key,
+    LogWanted,
+    Part,
+    Store,
+    Wanted,
+)
 from agent_sessions.testing import FakeClock
 from agent_sessions.testing.conformance.harness import (
     CHECKPOINTS,
@@ -274,6 +284,26 @@ async def test_what_is_deleted_under_a_turn_that_has_just_begun_is_swept_by_its_
     with pytest.raises(SessionNotFoundError):
         await turn.commit(KEY, change(expected=version))
     assert dynamodb.kinds() == {}
+    await turn.aclose()
+    await other.aclose()
+
+
+async def test_a_session_made_again_by_the_commit_that_made_it_meets_nothing_of_its_first_life(
+    dynamodb: DynamoDB,
+) -> None:
+    """A reply was lost, and the session deleted before the commit came again."""
+    clock = FakeClock()
+    turn, other = dynamodb.store(clock), dynamodb.store(clock)
+    commit = change(expected=ABSENT, values={Part("a", "b"): b"1"}, logs=append(b"1"))
+    await turn.commit(KEY, commit)
+    await turn.commit(KEY, change(values={Part("a", "later"): b"2"}))
+    assert await take(turn, KEY, "us")
+    assert await other.delete(KEY, new_id())
+    assert dynamodb.kinds() != {}  # the turn may be reading
+    await other.commit(KEY, commit)
+    clock.advance(5)
+    assert await take(other, KEY, "us")  # which sweeps
+    assert await contents(other) == ({Part("a", "b"): b"1"}, [b"1"], [])
     await turn.aclose()
     await other.aclose()
 

@@ -88,7 +88,8 @@ class Planner:
         self._now = now
         self._old = found if found.is_live(now) else NOTHING
         self._reader = Reader(requests, partition, self._old)
-        self._life = self._old.life if self._old.life.id else Life(commit.id)
+        # Not the commit's id: one that is sent again after a deletion would meet the items of its first life.
+        self._life = self._old.life if self._old.life.id else Life(os.urandom(8))
         self._parts = self._old.parts.copy()
         self._revision = self._old.commits.revision + 1
         self._pieces = Pieces(self._life, os.urandom(8))
