@@ -35,7 +35,7 @@ from agent_sessions.testing.conformance.harness import (
     read_values,
     take,
 )
-from tests.dynamodb import DynamoDB
+from tests.dynamodb import RECORD, DynamoDB
 
 from .dynamodb_proxy import Decision, proxy
 
@@ -56,7 +56,11 @@ async def store(dynamodb: DynamoDB) -> AsyncIterator[Store]:
 
 @asynccontextmanager
 async def dying(
-    dynamodb: DynamoDB, requests: int, fault: Decision, begin: Callable[[dict[str, Any]], bool] | None = None
+    dynamodb: DynamoDB,
+    requests: int,
+    fault: Decision,
+    begin: Callable[[dict[str, Any]], bool] | None = None,
+    clock: FakeClock | None = None,
 ) -> AsyncIterator[Any]:
     """A store whose process dies so many requests after one, or after its beginning: the next is lost, or its answer,
     and all that follow."""
@@ -73,7 +77,7 @@ async def dying(
         return fault if left == -1 else "lose the request"
 
     async with proxy(dynamodb.port, decide) as url:
-        store = dynamodb.store(url=url)
+        store = dynamodb.store(clock, url=url)
         yield store
         await store.aclose()
 
@@ -168,6 +172,31 @@ async def test_a_published_commit_is_finished_by_whoever_reads_next(dynamodb: Dy
             assert opened.values["files"]["large"] == DATA
         for reader in readers:
             await reader.aclose()
+
+
+@pytest.mark.parametrize("make", [change, many])
+async def test_a_published_commit_of_a_session_past_its_end_is_in_nobodys_way(
+    dynamodb: DynamoDB, make: Callable[..., Commit]
+) -> None:
+    """Its publisher died, nobody came until the session was over, and the service has swept all but the record."""
+    clock = FakeClock()
+    store, other = dynamodb.store(clock), dynamodb.store(clock)
+    async with dying(dynamodb, 0, "lose the request", begin=is_publishing, clock=clock) as victim:
+        await victim.commit(KEY, many(ttl_ms=1000))
+    assert "st" in dynamodb.records()[0]
+    clock.advance(35 * 86_400)
+    for item in dynamodb.items():
+        if item["k"]["B"] != RECORD:
+            dynamodb.request("DeleteItem", Key={"p": item["p"], "k": item["k"]})
+    assert (await store.open(KEY)).row is None
+    assert await take(store, KEY, "us")
+    commit = make(expected=ABSENT)
+    assert (await store.commit(KEY, commit)).previous == ABSENT
+    assert (await other.open(KEY)).version == (1, commit.id)
+    assert "st" not in dynamodb.records()[0]
+    assert len(await read_range(other, KEY)) == len(commit.collections and ENTRIES)
+    await store.aclose()
+    await other.aclose()
 
 
 async def test_a_staged_commit_that_was_overtaken_is_refused_and_swept(dynamodb: DynamoDB, store: Store) -> None:

@@ -107,6 +107,8 @@ class Stages:
         change.add("gb", frozenset(sorted(plan.garbage)[:_MOST_GARBAGE])).discard("pd", mine)
         if plan.found.deletions and not remembered(plan.found.deletions, now):
             change.remove("dm")
+        if plan.found.stage is not None and ops is None:
+            change.remove("st")  # of a session that is past its end: nobody needs it in its places
         try:
             if ops is None:
                 await self._transact(partition, plan, change, condition)
@@ -152,8 +154,9 @@ class Stages:
         if not found.life.id:
             return f"attribute_not_exists(c) AND ({free})", given
         given |= {"was": binary(found.commits.ids), "now": number(now)}
-        lives = "(attribute_not_exists(g) OR g > :now)" if found.is_live(now) else "g <= :now"
-        return f"c = :was AND {lives} AND attribute_not_exists(st) AND ({free})", given
+        in_force = "(attribute_not_exists(g) OR g > :now) AND attribute_not_exists(st)"
+        as_found = in_force if found.is_live(now) else "g <= :now"
+        return f"c = :was AND {as_found} AND ({free})", given
 
     @staticmethod
     def _pending(plan: Plan, now: int) -> bytes:

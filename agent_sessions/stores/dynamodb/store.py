@@ -204,7 +204,7 @@ class DynamoDBStore:
             self._leases.observe(place, record.lease)
         else:
             record, granted = await self._leases.take(key, lease)
-        while record.stage is not None and (granted or lease is None):
+        while record.stage is not None and (granted or lease is None) and record.is_live(self._times.now_ms()):
             record = await self._stages.finish(key, place, record)
         self._keep(place, record)
         return record, granted
@@ -252,10 +252,10 @@ class DynamoDBStore:
                 found = NOTHING  # most likely; if not, the refusal brings the record
             if found is None or (not is_fresh and not self._fits(place, found, commit)):
                 found, is_fresh = read_record(key, await self._requests.get(place)), True
-            if found.stage is not None:
+            now = self._times.now_ms()
+            if found.stage is not None and found.is_live(now):
                 found, is_fresh = await self._stages.finish(key, place, found), True
                 continue
-            now = self._times.now_ms()
             old = found if found.is_live(now) else NOTHING
             if (revision := old.commits.find(commit.id)) is not None:
                 self._keep(place, found)
