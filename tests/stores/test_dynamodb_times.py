@@ -15,7 +15,7 @@ import pytest
 from agent_sessions.errors import SessionBusyError
 from agent_sessions.stores.base import CollectionChange, Key, LogWanted, Part, Store, Wanted
 from agent_sessions.testing import FakeClock
-from agent_sessions.testing.conformance.harness import CHECKPOINTS, LOG, append, change, read_log, take
+from agent_sessions.testing.conformance.harness import CHECKPOINTS, LOG, append, change, new_id, read_log, take
 from tests.dynamodb import RECORD, DynamoDB
 
 KEY = Key("acme", "session", "s-1")
@@ -221,6 +221,25 @@ async def test_a_lease_on_what_is_absent_goes_by_itself(dynamodb: DynamoDB, stor
     assert "t" not in record
     await store.commit(KEY, change(ttl_ms=None, hold_ms=1000))
     assert int(dynamodb.records()[0]["x"]["N"]) == 253_402_300_799
+
+
+@pytest.mark.parametrize("left", ["a lease", "a deletion", "an end"])
+async def test_a_lease_outlasts_what_was_left_of_a_session_long_ago(
+    dynamodb: DynamoDB, store: Store, clock: FakeClock, left: str
+) -> None:
+    """DynamoDB, which deletes when it finds the time, has not yet: it must not do so under the lease."""
+    if left == "a lease":
+        assert await take(store, KEY, "us")
+        await store.release(KEY, "us")
+    else:
+        await store.commit(KEY, change(ttl_ms=1000))
+    if left == "a deletion":
+        assert await store.delete(KEY, new_id())
+    clock.advance(60 * DAY)
+    for _ in range(2):
+        assert await take(store, KEY, "them")
+        assert int(dynamodb.records()[0]["x"]["N"]) * 1000 > clock.now_ms() + LEASE_S * 1000
+    assert not await take(store, KEY, "us")
 
 
 @pytest.mark.parametrize("swept", ["the record", "the rest", "everything"])
