@@ -12,6 +12,7 @@ import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
 
@@ -164,12 +165,12 @@ def as_nobody() -> Iterator[None]:
 
 
 @pytest.fixture
-def shut(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("shut")
-    for parent in (folder, folder.parent, folder.parent.parent):
-        parent.chmod(0o755)
-    folder.chmod(0o555)
-    return folder
+def shut() -> Iterator[Path]:
+    with TemporaryDirectory(prefix="shut-") as name:  # not in pytest's own, which only this user may enter
+        folder = Path(name)
+        folder.chmod(0o555)
+        yield folder
+        folder.chmod(0o755)
 
 
 @pytest.fixture

@@ -322,7 +322,7 @@ class LoopClient:
     async def aclose(self) -> None:
         """Close everything; what is under way comes to its end."""
         await self.wakeups.aclose()
-        ending: list[asyncio.Task[Any]] = []
+        ending: list[asyncio.Future[Any]] = []
         if self._finding_out is not None and self._finding_out.cancel():
             ending.append(self._finding_out)
         for node in self._nodes.values():

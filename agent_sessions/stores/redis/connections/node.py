@@ -76,17 +76,18 @@ class Node:
             if place.load == 0 and (wire := place.wire) is not None:
                 wire.abort()
 
-    def close(self) -> list[asyncio.Task[Wire]]:
-        """Close everything; what is under way comes to its end. Return the openings that were broken off."""
+    def close(self) -> list[asyncio.Future[Any]]:
+        """Close everything; what is under way comes to its end. Return what to wait for."""
         self._closed = True
         places, self._places = self._places, []
+        ending: list[asyncio.Future[Any]] = []
         for place in places:
             if (wire := place.wire) is not None:
                 wire.leave()
-        unwanted = [place.opening for place in places if place.load == 0 and not place.opening.done()]
-        for opening in unwanted:
-            opening.cancel()
-        return unwanted
+                ending.append(wire.closed)
+            elif place.load == 0 and place.opening.cancel():
+                ending.append(place.opening)
+        return ending
 
     def abandon(self) -> None:
         """Close the sockets of a loop that is closed and can close nothing any more."""
