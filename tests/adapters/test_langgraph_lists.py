@@ -27,6 +27,7 @@ def forget() -> None:
     """As if this were another process."""
     chunks.cache._chunks.clear()
     chunks.cache._latest.clear()
+    chunks.cache._bytes = 0
 
 
 class Writes(Counting):
