@@ -12,11 +12,13 @@ from typing import Any
 
 import pytest
 
-from agent_sessions.errors import SessionBusyError
+from agent_sessions.errors import SessionBusyError, StoreUnavailableError
 from agent_sessions.stores.base import CollectionChange, Key, LogWanted, Part, Store, Wanted
 from agent_sessions.testing import FakeClock
 from agent_sessions.testing.conformance.harness import CHECKPOINTS, LOG, append, change, new_id, read_log, take
 from tests.dynamodb import RECORD, DynamoDB
+
+from .dynamodb_proxy import Decision, proxy
 
 KEY = Key("acme", "session", "s-1")
 LEASE_S = 30
@@ -204,6 +206,55 @@ async def test_a_session_that_is_to_stay_for_ever_loses_no_item(
     await store.commit(KEY, change(ttl_ms=WEEK_MS, logs=append(b"3")))
     assert None not in expiries(dynamodb)
     assert min(expiry or 0 for expiry in expiries(dynamodb)) * 1000 > clock.now_ms() + WEEK_MS
+
+
+async def test_a_session_without_an_end_keeps_all_items_though_a_commit_that_ends_it_is_lost(
+    dynamodb: DynamoDB, store: Store, clock: FakeClock
+) -> None:
+    await store.commit(KEY, change(logs=append(b"1")))
+
+    def decide(operation: str, arguments: dict[str, Any]) -> Decision:
+        return "lose the request" if operation == "TransactWriteItems" else "pass"
+
+    async with proxy(dynamodb.port, decide) as url:
+        dying = dynamodb.store(clock, url=url)
+        with pytest.raises(StoreUnavailableError):
+            await dying.commit(KEY, change(ttl_ms=WEEK_MS))
+        await dying.aclose()
+    await store.commit(KEY, change(logs=append(b"2")))
+    assert expiries(dynamodb) == [None, None]
+
+
+async def test_no_late_stamp_reaches_a_session_that_has_no_end_any_more(
+    dynamodb: DynamoDB, store: Store, clock: FakeClock
+) -> None:
+    """The stamps of the commit that gave it an end stay on their way while another one takes it away."""
+    on_their_way, may_go_on = asyncio.Event(), asyncio.Event()
+
+    async def hold(params: dict[str, Any], **_: Any) -> None:
+        if "ConditionCheck" in params["TransactItems"][0]:
+            on_their_way.set()
+            await may_go_on.wait()
+
+    def make_session() -> Any:
+        from aiobotocore.session import get_session
+
+        session = get_session()
+        session.register("before-parameter-build.dynamodb.TransactWriteItems", hold)
+        return session
+
+    await store.commit(KEY, change(logs=append(b"1")))
+    slow = dynamodb.store(clock, make_session=make_session)
+    ending = asyncio.create_task(slow.commit(KEY, change(ttl_ms=WEEK_MS, logs=append(b"2"))))
+    await on_their_way.wait()
+    await store.commit(KEY, change(logs=append(b"3")))
+    may_go_on.set()
+    await ending
+    assert expiries(dynamodb) == [None] * 3
+    await store.commit(KEY, change(logs=append(b"4")))
+    (record,) = dynamodb.records()
+    assert "h" not in record
+    await slow.aclose()
 
 
 async def test_a_longer_time_to_live_reaches_all_items(dynamodb: DynamoDB, store: Store, clock: FakeClock) -> None:

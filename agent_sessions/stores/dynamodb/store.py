@@ -44,7 +44,7 @@ from agent_sessions.stores.base import (
     Version,
     Wanted,
 )
-from agent_sessions.stores.dynamodb.expiry import DAY, keep_alive, seconds
+from agent_sessions.stores.dynamodb.expiry import DAY, keep_alive, let_go, seconds
 from agent_sessions.stores.dynamodb.layout.keys import partition
 from agent_sessions.stores.dynamodb.layout.payloads import Torn
 from agent_sessions.stores.dynamodb.layout.records import (
@@ -321,6 +321,8 @@ class DynamoDBStore:
                 while record.stage is not None:
                     record = await self._stages.finish(key, place, record)
             self._keep(place, await self._stages.sweep(place, record, now))
+            if old is not NOTHING and old.gone_at is None and record.gone_at is not None:
+                await let_go(self._requests, place, record, now)
         return Committed(plan.record.commits.version, old.commits.version, plan.record.row(None), plan.heads)
 
     async def commit_status(self, key: Key, commit_id: bytes, *, since: Version) -> CommitStatus:

@@ -204,7 +204,8 @@ class Change:
         self.set("l", binary(record.life.id)).set("d", binary(encode(record.changes)))
         self.set("s", number(record.started_at)).set("h", optional(record.stays_until))
         self.set("m", binary(record.record_tag))
-        self.set("x", number(NEVER if record.stays_until is None else record.stays_until + _TO_SWEEP_FIRST))
+        stays_until = None if record.gone_at is None else record.stays_until
+        self.set("x", number(NEVER if stays_until is None else stays_until + _TO_SWEEP_FIRST))
         self.set("b", None if user is None else {"S": user})
         self.set("a", binary(keys.place(Cursor(record.active_at, key.id))))
         self.set("t", {"S": keys.tenant_shard(key)})
