@@ -89,6 +89,24 @@ async def test_throttling_without_end_is_an_error_after_a_bounded_time(dynamodb:
         assert not failure.value.maybe_done
 
 
+@pytest.mark.parametrize("operation", ["BatchGetItem", "BatchWriteItem"])
+async def test_a_batch_that_is_left_over_without_end_is_an_error_too(dynamodb: DynamoDB, operation: str) -> None:
+    def decide(asked: str, arguments: dict[str, Any]) -> Decision:
+        if asked != operation:
+            return "pass"
+        left_over = arguments["RequestItems"]
+        return Answer(200, {"Responses": {}, "UnprocessedKeys": left_over, "UnprocessedItems": left_over})
+
+    async with behind(dynamodb, decide, patience_s=0.5) as store:
+        await store.commit(KEY, change())
+        with pytest.raises(StoreUnavailableError, match="throttles"):
+            async with asyncio.timeout(5):
+                if operation == "BatchGetItem":
+                    await store.find("acme", "session")
+                else:
+                    await store.commit(KEY, change(values={Part("a", "b"): bytes(500_000)}))
+
+
 async def test_what_a_batch_leaves_over_is_sent_again(dynamodb: DynamoDB, store: Store) -> None:
     data = random.Random(3).randbytes(2_000_000)
     left_over = 0

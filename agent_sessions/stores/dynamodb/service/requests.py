@@ -161,7 +161,7 @@ class Requests:
         """The items of these keys that exist, by (partition, sort key)."""
         found: dict[Any, Item] = {}
         left = [item_key(*key) for key in dict.fromkeys(keys)]
-        pause = _FIRST_PAUSE_S
+        give_up, pause = self._give_up_at(), _FIRST_PAUSE_S
         while left:
             asked: dict[str, Any] = {"Keys": left[:_BATCH_READ], "ConsistentRead": True}
             if only is not None:
@@ -171,7 +171,10 @@ class Requests:
             found.update(((item["p"]["S"], item["k"]["B"]), item) for item in items)
             unanswered = reply.get("UnprocessedKeys", {}).get(self.table, {}).get("Keys", [])
             left = unanswered + left[_BATCH_READ:]
-            pause = await _rest(pause) if unanswered and not items else _FIRST_PAUSE_S
+            if unanswered and not items:
+                pause = await self._rest_until(give_up, pause)
+            else:
+                give_up, pause = self._give_up_at(), _FIRST_PAUSE_S
         return found
 
     async def put_all(self, items: Sequence[Item]) -> None:
@@ -194,15 +197,20 @@ class Requests:
         await gather([partial(self._write_batch, batch) for batch in batches if batch])
 
     async def _write_batch(self, batch: list[Item]) -> None:
-        give_up = asyncio.get_running_loop().time() + self._patience_s
-        pause = _FIRST_PAUSE_S
+        give_up, pause = self._give_up_at(), _FIRST_PAUSE_S
         while batch:
             reply = await self.call("BatchWriteItem", RequestItems={self.table: batch})
             batch = reply.get("UnprocessedItems", {}).get(self.table, [])
-            if batch and asyncio.get_running_loop().time() + pause > give_up:
-                raise StoreUnavailableError(f"DynamoDB throttles the table {self.table!r}")
             if batch:
-                pause = await _rest(pause)
+                pause = await self._rest_until(give_up, pause)
+
+    def _give_up_at(self) -> float:
+        return asyncio.get_running_loop().time() + self._patience_s
+
+    async def _rest_until(self, give_up: float, pause: float) -> float:
+        if asyncio.get_running_loop().time() + pause > give_up:
+            raise StoreUnavailableError(f"DynamoDB throttles the table {self.table!r}")
+        return await _rest(pause)
 
     # ------------------------------------------------------------------------------------------------- one request
 
