@@ -199,6 +199,25 @@ async def test_a_published_commit_of_a_session_past_its_end_is_in_nobodys_way(
     await other.aclose()
 
 
+async def test_what_is_published_and_not_in_its_places_is_not_remembered_for_other_threads(
+    dynamodb: DynamoDB, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They would work out their commits on items that are not there yet."""
+    from agent_sessions.stores.dynamodb.layout.records import Record  # which needs aiobotocore
+    from agent_sessions.stores.dynamodb.memory import Memory
+
+    keep, kept = Memory.keep, []
+
+    def see(memory: Memory[str, Any], key: str, value: Any) -> None:
+        if isinstance(value, Record) and value.stage is None:
+            kept.append("st" in dynamodb.records()[0])
+        keep(memory, key, value)
+
+    monkeypatch.setattr(Memory, "keep", see)
+    await store.commit(KEY, many())
+    assert set(kept) == {False}
+
+
 async def test_a_staged_commit_that_was_overtaken_is_refused_and_swept(dynamodb: DynamoDB, store: Store) -> None:
     version = (await store.commit(KEY, before())).version
     overtaken = asyncio.Event()

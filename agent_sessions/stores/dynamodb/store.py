@@ -313,10 +313,14 @@ class DynamoDBStore:
         """What follows a commit that is stored: its last steps, which anybody else would do as well."""
         record = plan.record
         self._leases.observe(place, record.lease)
-        self._keep(place, record)
+        if plan.is_staged:
+            self._records.forget(
+                place
+            )  # not even for a moment what is not in its places: another thread would plan on it
+        else:
+            self._keep(place, record)
         with suppress(StoreUnavailableError, Torn):
             if plan.is_staged:
-                self._records.forget(place)
                 record = read_record(key, await self._requests.get(place))
                 while record.stage is not None:
                     record = await self._stages.finish(key, place, record)
