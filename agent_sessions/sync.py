@@ -234,6 +234,16 @@ class SyncSessionManager:
             finally:
                 leave_session(token)
 
+    @contextmanager
+    def attempt(self, session_id: str) -> Iterator[SyncSession]:
+        """See `SessionManager.attempt`."""
+        with _entered(self._manager.attempt(session_id)) as attempted:
+            token = enter_session(attempted)
+            try:
+                yield SyncSession(attempted)
+            finally:
+                leave_session(token)
+
     def joined(self, session: str | Session) -> SyncSession | None:
         """See `SessionManager.joined`."""
         joined = self._manager.joined(session)

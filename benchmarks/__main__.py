@@ -1,4 +1,4 @@
-"""Run all comparisons: python -m benchmarks [conversation] [langgraph] [sqlite] [overhead]. About four minutes."""
+"""Run all comparisons: python -m benchmarks [conversation] [cluster] [langgraph] [sqlite] [dynamodb] [overhead]."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import sys
 
 from .servers import redis_server
 
-BLOCKS = ("conversation", "langgraph", "sqlite", "overhead")
+BLOCKS = ("conversation", "cluster", "langgraph", "sqlite", "dynamodb", "overhead")
 
 
 async def main(blocks: list[str]) -> None:
@@ -18,6 +18,10 @@ async def main(blocks: list[str]) -> None:
             from . import conversation
 
             await conversation.run(url)
+        if "cluster" in blocks:
+            from . import cluster_turns
+
+            await cluster_turns.run(url)
         if "langgraph" in blocks:
             from . import langgraph_turns
 
@@ -26,6 +30,10 @@ async def main(blocks: list[str]) -> None:
         from . import sqlite_turns
 
         await sqlite_turns.run()
+    if "dynamodb" in blocks:
+        from . import dynamodb_turns
+
+        await dynamodb_turns.run()
     if "overhead" in blocks:
         from . import overhead
 

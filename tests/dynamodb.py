@@ -97,7 +97,7 @@ def aws_credentials(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def dynamodb(dynamodb_port: int, aws_credentials: None) -> Iterator[DynamoDB]:
     """A table of this test's own."""
-    from agent_sessions.stores.dynamodb.table import definition
+    from agent_sessions.stores.dynamodb.service.table import definition
 
     made = DynamoDB(dynamodb_port, f"sessions-{token_hex(6)}")
     request(made.port, "CreateTable", **definition(made.table))

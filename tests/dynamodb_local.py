@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import json
 import math
-import socket
 import subprocess
 import time
 import urllib.error
@@ -15,6 +14,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from tests.ports import free_port
 
 FOLDER = Path(__file__).parent.parent / ".venv" / "dynamodb-local"
 JAR = FOLDER / "DynamoDBLocal.jar"
@@ -36,9 +37,7 @@ _AUTHORIZATION = (
 @contextmanager
 def dynamodb_local() -> Iterator[int]:
     """Run it on a free loopback port, with nothing in it, and yield the port."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = int(probe.getsockname()[1])
+    port = free_port()
     command = ["java", "-Xmx512m", "-Djava.library.path=./DynamoDBLocal_lib", "-jar", JAR.name, "-inMemory", "-port"]
     server = subprocess.Popen([*command, str(port)], cwd=FOLDER, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:

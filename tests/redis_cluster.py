@@ -27,6 +27,7 @@ class RedisCluster:
             (folder / str(number)).mkdir()
             self.nodes.append(RedisServer(folder / str(number), *options, program=program))
         self._masters = masters
+        self._uses_tls = "--tls-cluster" in options
 
     @property
     def url(self) -> str:
@@ -50,7 +51,7 @@ class RedisCluster:
             node.command("CLUSTER", "SET-CONFIG-EPOCH", epoch)
             node.command("CLUSTER", "ADDSLOTSRANGE", first, end - 1)
         for node in self.nodes[1:]:
-            self.nodes[0].command("CLUSTER", "MEET", "127.0.0.1", node.port)
+            self.nodes[0].command("CLUSTER", "MEET", "127.0.0.1", node.tls_port if self._uses_tls else node.port)
         wait_until(lambda: all(len(_nodes(node)) == len(self.nodes) for node in self.nodes))
         for number, node in enumerate(replicas):
             node.command("CLUSTER", "REPLICATE", masters[number % self._masters].raw("CLUSTER", "MYID"))

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import signal
-import socket
 import subprocess
 import time
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+from tests.ports import free_port
 
 START_S = 10.0
 
@@ -19,6 +20,8 @@ class RedisServer:
 
     def __init__(self, folder: Path, *options: str, program: str = "redis-server") -> None:
         self.port = free_port()
+        self.tls_port = free_port()
+        """Where it listens if an option says so: `--tls-port {tls_port}`."""
         self._folder = folder
         self._options = options
         self._program = program
@@ -45,7 +48,16 @@ class RedisServer:
 
     def _arguments(self) -> list[str]:
         own = ["--bind", "127.0.0.1", "--port", str(self.port), "--dir", str(self._folder)]
-        return [*own, "--save", "", "--appendonly", "no", "--enable-debug-command", "yes", *self._options]
+        return [
+            *own,
+            "--save",
+            "",
+            "--appendonly",
+            "no",
+            "--enable-debug-command",
+            "yes",
+            *(option.replace("{tls_port}", str(self.tls_port)) for option in self._options),
+        ]
 
     def wait_until_up(self) -> None:
         """Return when it answers."""
@@ -101,13 +113,3 @@ class RedisServer:
             return connection.read_response()
         finally:
             connection.disconnect()
-
-
-def free_port() -> int:
-    """A free port, low enough that a cluster node can have its second one, which is 10,000 higher."""
-    while True:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = int(probe.getsockname()[1])
-        if port <= 55_535:
-            return port

@@ -6,6 +6,7 @@ import dataclasses
 import enum
 import math
 import random
+import re
 import struct
 import sys
 import threading
@@ -180,10 +181,14 @@ for each in MODULE_CLASSES:
 
 
 def shown(value: Any) -> str:
+    """A test's name for a value: the same in every process that shares the tests."""
+    if isinstance(value, set | frozenset):
+        return f"{type(value).__name__} of {len(value)}"
     try:
-        return repr(value)[:40]
+        text = repr(value)
     except ValueError:  # an integer of more than 4300 digits
         return "long"
+    return re.sub(" at 0x[0-9a-f]+", "", text)[:40]
 
 
 # Round trips

@@ -8,7 +8,8 @@
 | `text title="output"` | must be what the block before it printed; `...` stands for anything |
 | `<!-- python ... -->` | executed likewise, and not shown to readers |
 
-A page that names `redis://localhost:6379`, or sets `AK_SESSION__TYPE=redis`, gets a real server in its place.
+A page that names `redis://localhost:6379`, or sets `AK_SESSION__TYPE=redis`, gets a real server in its place; one that
+makes a `DynamoDBStore`, DynamoDB Local in the place of AWS.
 """
 
 from __future__ import annotations
@@ -134,6 +135,10 @@ def test_what_a_page_says_is_so(
     # Sessions configured by the environment are shared by what has the same settings: a page has its own.
     monkeypatch.setenv("AK_SESSION__REDIS__PREFIX", f"{path.stem}:")
     needs_redis = any(REDIS_URL in block.code or "TYPE=redis" in block.code for block in blocks)
+    if any("DynamoDBStore(" in block.code for block in blocks):
+        request.getfixturevalue("aws_credentials")
+        url = f"http://127.0.0.1:{request.getfixturevalue('dynamodb_port')}"
+        monkeypatch.setenv("AWS_ENDPOINT_URL_DYNAMODB", url)
     page = Page(path, tmp_path, request.getfixturevalue("redis_url").removesuffix("/0") if needs_redis else None)
     with asyncio.Runner() as loop:
         for block in blocks:

@@ -33,10 +33,20 @@ def backend(request: pytest.FixtureRequest, tmp_path: Path) -> Environment:
     return {"AK_SESSION__TYPE": "sqlite", "AK_SESSION__SQLITE__PATH": str(tmp_path / "sessions.db")}
 
 
+PROGRAM = """
+import signal
+
+from agent_sessions.cli import main
+
+signal.signal(signal.SIGINT, signal.default_int_handler)  # deaf to it is what a shell starts in the background
+main()
+"""
+
+
 def start(backend: Environment, *, keys: str = f"{NEW},{OLD}") -> subprocess.Popen[str]:
     own = {name: value for name, value in os.environ.items() if not name.startswith("AK_")}
     return subprocess.Popen(
-        [sys.executable, "-W", "error", "-m", "agent_sessions.cli", "rekey"],
+        [sys.executable, "-W", "error", "-c", PROGRAM, "rekey"],
         env={**own, **backend, "AK_SESSION__ENCRYPTION__KEYS": keys},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,

@@ -139,7 +139,9 @@ class Access:
         return True
 
     async def ids(self) -> list[str]:
-        """The ids of all sessions of the tenant."""
+        """The ids of all sessions of the tenant; in a turn that all calls belong to, of its session."""
+        if self._turn is not None:
+            return [self._turn.id]
         found: dict[str, None] = {}
         cursor = None
         while True:

@@ -43,7 +43,8 @@ class Chunk:
         self.pair = pair
         self._prints = prints
         self._templates: Templates | None = None
-        self._is_decoded = False
+        self._shared: list[Any] | None = None
+        self._is_known = False
 
     @property
     def level(self) -> int:
@@ -55,24 +56,41 @@ class Chunk:
         """Its encoded size in bytes."""
         return len(self.pair[1])
 
-    def items(self, serde: SerializerProtocol, start: int, stop: int) -> list[Any]:
-        """New objects for these items."""
-        if self._templates is not None:
+    def items(self, serde: SerializerProtocol, start: int, stop: int, *, shared: bool) -> list[Any]:
+        """These items: new objects, or, if `shared`, those that others have got, and that are as they were.
+
+        Sharing is for turns, of which a session has one at a time. What somebody has changed is made anew.
+        """
+        if self._templates is None:
+            items = self._decoded(serde)
+        elif not shared:
             return self._templates.copies(start, stop)
+        elif self._shared is None or not self._is_intact(serde):
+            items = self._templates.copies(0, len(self._templates.prints))
+        else:
+            return self._shared[start:stop]
+        if shared and self._templates is not None:
+            self._shared = items
+        return items[start:stop]
+
+    def _decoded(self, serde: SerializerProtocol) -> list[Any]:
         items: list[Any] = serde.loads_typed(self.pair)
-        if not self._is_decoded:
+        if not self._is_known:
             # What was put may differ from what comes back, once; the prints are of what was put.
             prints = prints_of(items, serde)
             if self._prints is None or self._prints == prints:
                 self._prints = prints
             self._templates = Templates.of(items, prints)
-            self._is_decoded = True
-        return items[start:stop]
+            self._is_known = True
+        return items
+
+    def _is_intact(self, serde: SerializerProtocol) -> bool:
+        return self._templates is not None and prints_of(self._shared or [], serde) == self._templates.prints
 
     def prints(self, serde: SerializerProtocol) -> Prints:
         """The prints of all its items."""
         if self._prints is None:
-            self.items(serde, 0, 0)
+            self._decoded(serde)
         assert self._prints is not None
         return self._prints
 
@@ -127,7 +145,7 @@ class ChunkCache:
         """Keep a chunk, and with it the serializer, whose address is part of the key."""
         with self.lock:
             self._drop(key)
-            size = 3 * chunk.size + 1024  # encoded, prints, and what holds them
+            size = 6 * chunk.size + 2048  # encoded, prints, and objects
             self._chunks[key] = (chunk, serde, size, time.monotonic())
             self._bytes += size
             oldest_allowed = time.monotonic() - CACHE_SECONDS

@@ -83,21 +83,23 @@ class Coder:
             for place, (channel, value) in enumerate(writes)
         ]
 
-    def gone_on_with(self, place: Place, stored: Stored) -> CheckpointTuple:
-        """The checkpoint that a run begins with."""
+    def gone_on_with(self, place: Place, stored: Stored, *, in_turn: bool) -> CheckpointTuple:
+        """The checkpoint that a run begins with. In a turn, which the session has to itself, it shares list items."""
         for channel, pieces in stored.lists.items():
             self.lists.note_latest(self._list(stored.ns, channel), tuple(piece.segment for piece in pieces))
-        return self.decoded(place, stored)
+        return self.decoded(place, stored, shared=in_turn)
 
-    def decoded(self, place: Place, stored: Stored, metadata: Any = None) -> CheckpointTuple:
-        """A checkpoint, of new objects all through."""
+    def decoded(self, place: Place, stored: Stored, metadata: Any = None, *, shared: bool = False) -> CheckpointTuple:
+        """A checkpoint; unless `shared`, of new objects all through."""
         loads = self._serde.loads_typed
         config = config_of(place.session_id, stored.ns, stored.id)
         if place.checkpoint_id is not None and not stored.is_latest:
             config["configurable"][PAST] = stored.id
         return CheckpointTuple(
             config=config,
-            checkpoint=cast(Checkpoint, {**loads(stored.checkpoint), "channel_values": self._values(stored)}),
+            checkpoint=cast(
+                Checkpoint, {**loads(stored.checkpoint), "channel_values": self._values(stored, shared=shared)}
+            ),
             metadata=self.metadata(stored) if metadata is None else metadata,
             parent_config=config_of(place.session_id, stored.ns, stored.parent) if stored.parent else None,
             pending_writes=self._writes(stored),
@@ -121,11 +123,11 @@ class Coder:
             histories[channel] = history
         return histories
 
-    def _values(self, stored: Stored, channel: str | None = None) -> dict[str, Any]:
+    def _values(self, stored: Stored, channel: str | None = None, *, shared: bool = False) -> dict[str, Any]:
         values = {name: self._serde.loads_typed(pair) for name, pair in stored.blobs.items() if channel in (None, name)}
         for name, pieces in stored.lists.items():
             if channel in (None, name):
-                values[name] = self.lists.decoded(pieces)
+                values[name] = self.lists.decoded(pieces, shared=shared)
         return values
 
     def _writes(self, stored: Stored, channel: str | None = None) -> list[PendingWrite]:

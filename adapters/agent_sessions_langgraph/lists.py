@@ -71,11 +71,11 @@ class Lists:
         """Note where a list is that somebody goes on with: the next version of it probably follows on that one."""
         cache.note_latest(place, segments)
 
-    def decoded(self, pieces: Sequence[Piece]) -> list[Any]:
-        """The list, of new objects."""
+    def decoded(self, pieces: Sequence[Piece], *, shared: bool = False) -> list[Any]:
+        """The list: of new objects, or of those that are shared by the turns of the session."""
         items: list[Any] = []
         for piece in pieces:
-            items += piece.chunk.items(self.serde, piece.start, piece.stop)
+            items += piece.chunk.items(self.serde, piece.start, piece.stop, shared=shared)
         return items
 
     def guessed(self, place: ListName, value: list[Any]) -> EncodedList:
@@ -173,15 +173,20 @@ def _goes_on(sources: list[int | None], owners: list[tuple[Piece, int]], place: 
 
 
 def _sources(prints: Prints, stored: Prints, same: int) -> list[int | None]:
-    """For each item, where it is in the stored list. None: it is new."""
+    """For each item, where it is in the stored list. None: it is new. No stored item is two of the new list."""
     sources: list[int | None] = [*range(same)]
-    held = stored.keys()
+    held, used = stored.keys(), set[int]()
     places = {held[place]: place for place in range(len(held) - 1, same - 1, -1)}
     expected = same
     for key in prints.keys(same):
         found = expected if expected < len(held) and held[expected] == key else places.get(key)
+        if found in used:
+            found = None
         sources.append(found)
-        expected = (expected if found is None else found) + 1
+        if found is not None:
+            used.add(found)
+            expected = found
+        expected += 1
     return sources
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import lru_cache
+from operator import attrgetter
 from typing import Any
 
 import ormsgpack
@@ -26,6 +27,7 @@ _STRICT = (
     | ormsgpack.OPT_PASSTHROUGH_UUID
 )
 _pack, _unpack, _set = ormsgpack.packb, ormsgpack.unpackb, object.__setattr__
+_extra_of = attrgetter("__pydantic_extra__")
 
 
 class Prints(Struct, frozen=True):
@@ -74,6 +76,21 @@ def joined(parts: Sequence[Prints]) -> Prints:
 
 def prints_of(items: Sequence[Any], serde: SerializerProtocol) -> Prints:
     """The prints of items as they are now."""
+    try:
+        return _of_plain_messages(items)
+    except TypeError:
+        return Prints(*_of_each(items, serde))
+
+
+def _of_plain_messages(items: Sequence[Any]) -> Prints:
+    """The prints of messages, nearly always all there is; `TypeError` if there is anything else."""
+    classes: list[type | None] = [type(item) for item in items]
+    if not all(map(_is_message, set(classes))) or any(map(_extra_of, items)):
+        raise TypeError
+    return Prints(classes, [_pack(item.__dict__, None, _STRICT) for item in items])
+
+
+def _of_each(items: Sequence[Any], serde: SerializerProtocol) -> tuple[list[type | None], list[bytes]]:
     classes: list[type | None] = []
     packed: list[bytes] = []
     for item in items:
@@ -88,7 +105,7 @@ def prints_of(items: Sequence[Any], serde: SerializerProtocol) -> Prints:
             cls = None
             packed.append(_serialized(item, serde))
         classes.append(cls)
-    return Prints(classes, packed)
+    return classes, packed
 
 
 class Templates(Struct, frozen=True):

@@ -307,12 +307,19 @@ class SessionSaver(BaseCheckpointSaver[str]):
 
     async def _changing(self, thread_id: str, change: Callable[[Session], Awaitable[None]]) -> None:
         """Change the state of LangGraph in a session as a whole, if there is such a session."""
+        joined = self._access.joined(str(thread_id))
+        if joined is not None:
+            await change(joined)
+            return
         with suppress(SessionNotFoundError):
             async with self._access.manager.open(str(thread_id), create=False) as session:
                 await change(session)
 
     def _found(self, place: Place, stored: Stored | None) -> CheckpointTuple | None:
-        return None if stored is None else self._coder(place).gone_on_with(place, stored)
+        if stored is None:
+            return None
+        in_turn = self._access.joined(place.session_id) is not None
+        return self._coder(place).gone_on_with(place, stored, in_turn=in_turn)
 
     def _matching(self, listing: Listing, stored: Stored) -> CheckpointTuple | None:
         coder = self._coder(listing.place)

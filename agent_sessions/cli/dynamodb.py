@@ -78,7 +78,7 @@ def _run(work: Callable[[DynamoDBStore], Awaitable[str]], table_name: str) -> No
 
 def _print(language: str, table_name: str) -> None:
     with _errors():
-        from agent_sessions.stores.dynamodb import table
+        from agent_sessions.stores.dynamodb.service import table
 
         write = {"cloudformation": table.cloudformation, "terraform": table.terraform}[language]
         print(write(_settings(table_name).dynamodb.table_name or DEFAULT_NAME), end="")

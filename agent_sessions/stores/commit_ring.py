@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from agent_sessions.stores.base import ABSENT, COMMITS_REMEMBERED, CommitStatus, Version
+from agent_sessions.errors import CommitUnknownError, SessionConflictError, SessionError
+from agent_sessions.stores.base import ABSENT, COMMITS_REMEMBERED, Commit, CommitStatus, Version
 
 _ID_SIZE = 8
 
@@ -60,3 +61,15 @@ class CommitRing:
             return "stored"
         all_remembered = self.has(since) or since.revision == self.oldest - 1
         return "not_stored" if all_remembered else "unknown"
+
+
+def overtaken(name: str, commit: Commit, revision: int) -> SessionError:
+    """Why a commit can't follow the version that it expects: the key is at another revision by now."""
+    expected = (commit.expected or ABSENT).revision
+    if revision - expected > COMMITS_REMEMBERED:
+        return CommitUnknownError(
+            f"{name} is at revision {revision} and does not remember back to {expected + 1}, which this commit would "
+            "have been: read it and see",
+            commit_id=commit.id.hex(),
+        )
+    return SessionConflictError(f"{name} is at revision {revision}, not at the expected {expected}: open it again")

@@ -12,6 +12,7 @@ from agent_sessions import MemoryStore, SessionManager
 from agent_sessions.clock import Clock
 from agent_sessions.stores.base import Store
 from agent_sessions.stores.sqlite import SQLiteStore
+from agent_sessions.testing import FakeClock
 from agent_sessions_langgraph import AgentStore
 
 OpenBackend = Callable[[Clock | None], Store]
@@ -67,6 +68,23 @@ def store(make_store: MakeStore) -> AgentStore:
 def elsewhere(make_store: MakeStore, store: AgentStore) -> AgentStore:
     """That of another process."""
     return make_store()
+
+
+@pytest.fixture
+def clock() -> FakeClock:
+    return FakeClock()
+
+
+@pytest.fixture
+def timed(make_store: MakeStore, clock: FakeClock) -> AgentStore:
+    """One whose time a test moves."""
+    return make_store(clock=clock)
+
+
+@pytest.fixture
+def in_memory() -> AgentStore:
+    """One for what is the same on every backend."""
+    return AgentStore(SessionManager(MemoryStore()))
 
 
 def embed(texts: list[str]) -> list[list[float]]:

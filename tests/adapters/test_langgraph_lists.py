@@ -15,7 +15,7 @@ from langgraph.checkpoint.memory import InMemorySaver
 from langgraph.checkpoint.serde.encrypted import EncryptedSerializer
 from langgraph.checkpoint.serde.jsonplus import JsonPlusSerializer
 
-from agent_sessions import MemoryStore, SessionManager
+from agent_sessions import MemoryStore, Runner, SessionManager
 from agent_sessions.stores.base import Commit, Committed, Key
 from agent_sessions_langgraph import SessionSaver, chunks, lists
 
@@ -27,6 +27,7 @@ def forget() -> None:
     """As if this were another process."""
     chunks.cache._chunks.clear()
     chunks.cache._latest.clear()
+    chunks.cache._bytes = 0
 
 
 class Writes(Counting):
@@ -99,6 +100,7 @@ class Twins:
         self.items: list[Any] = []
         self.version: Any = None
         self.made = 0
+        self.in_turn = False
 
     async def step(self, what: str, how: Any) -> None:
         items = self.items
@@ -135,7 +137,10 @@ class Twins:
     async def read(self, checkpoint_id: str | None) -> None:
         """Go on from what is stored, as a run does: our objects, which the next steps change."""
         config = on(checkpoint_ns="", **({"checkpoint_id": checkpoint_id} if checkpoint_id else {}))
-        ours, theirs = await self.ours.aget_tuple(config), self.theirs.get_tuple(config)
+        self.in_turn = not self.in_turn
+        async with self.ours.turn("s" if self.in_turn else "another"):
+            ours = await self.ours.aget_tuple(config)
+        theirs = self.theirs.get_tuple(config)
         if ours is None or theirs is None:
             assert ours is theirs
             return
@@ -156,6 +161,8 @@ class Twins:
         self.items = list(self.items)
         self.ids.append(checkpoint["id"])
         self.config = on(checkpoint_ns="", checkpoint_id=checkpoint["id"])
+        async with self.ours.turn("s"):  # in turns, items are shared: every one of them checks
+            self.same(await self.ours.aget_tuple(self.config), self.theirs.get_tuple(self.config))
 
     async def check(self) -> None:
         """Every checkpoint, warm and cold."""
@@ -171,6 +178,8 @@ class Twins:
         ours, theirs = (one.checkpoint["channel_values"] for one in (ours, theirs))
         assert ours == theirs
         assert dumps(ours) == dumps(theirs)
+        changeable = [item for item in ours.get("items", ()) if hasattr(item, "__dict__") or isinstance(item, dict)]
+        assert len({id(item) for item in changeable}) == len(changeable)
         for a, b in zip(ours.get("items", ()), theirs.get("items", ()), strict=True):
             assert type(a) is type(b)
             if hasattr(a, "__pydantic_fields_set__"):
@@ -239,6 +248,25 @@ async def test_what_a_reader_changes_reaches_no_other_reader() -> None:
     assert texts(await graph.ainvoke(said("2"), on())) == ["1", "re: 1", "2", "re: 2"]
 
 
+@pytest.mark.parametrize("again", [1, 30])
+async def test_what_is_changed_after_a_turn_reaches_no_later_turn(again: int) -> None:
+    runner, graph = Runner(SessionManager(MemoryStore())), chat()
+    for turn in range(again):
+        run = await runner.run(graph, "s", f"{turn}")
+        run = await runner.run(graph, "s", f"again {turn}")
+        assert "changed" not in str(run.raw)
+        for message in run.raw["messages"]:
+            message.additional_kwargs["changed"] = [1]
+        run.raw["messages"][0].content = "changed"
+        run.raw["messages"][1].tool_calls.append({"name": "changed", "args": {}, "id": "1"})
+        del run.raw["messages"][-1:]
+
+    said_ones = [
+        text for turn in range(again) for text in (f"{turn}", f"re: {turn}", f"again {turn}", f"re: again {turn}")
+    ]
+    assert texts((await runner.run(graph, "s", "last")).raw)[:-2] == said_ones
+
+
 async def test_a_message_that_a_node_changes_in_place_is_stored_as_it_is_then() -> None:
     def editing(state: Any) -> Any:
         state["messages"][0].content += "!"
@@ -300,7 +328,7 @@ async def test_a_list_is_read_in_a_bounded_number_of_entries() -> None:
     store = MemoryStore()
     manager = SessionManager(store)
     graph = chat(checkpointer=SessionSaver(manager))
-    for turn in range(300):
+    for turn in range(150):
         async with manager.open("s"):
             await graph.ainvoke(said(f"question {turn}"), on(), durability="exit")
     forget()
@@ -309,7 +337,7 @@ async def test_a_list_is_read_in_a_bounded_number_of_entries() -> None:
     found = await SessionSaver(SessionManager(counting.store)).aget_tuple(on())
 
     assert found is not None
-    assert len(texts(found.checkpoint["channel_values"])) == 600
+    assert len(texts(found.checkpoint["channel_values"])) == 300
     assert dict(counting.calls) == {"open": 3}  # the session, the checkpoint, the chunks
     assert sum(len(asked["wanted"].entries) for asked in counting.opens) < 40
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import AsyncExitStack
+from urllib.parse import urlsplit
 
 import pytest
 
@@ -11,22 +13,49 @@ from agent_sessions.errors import CommitUnknownError
 from agent_sessions.settings import TurnSettings
 from agent_sessions.stores.redis import RedisStore
 from tests.faults.proxy import Fault, LossyProxy
+from tests.redis_cluster import RedisCluster
 
 SESSIONS, TURNS_EACH = 8, 125
 
 
 @pytest.mark.parametrize("fault", ["drop the reply", "close the connection"])
 async def test_a_thousand_turns_are_each_stored_once_or_reported(redis_url: str, fault: Fault) -> None:
-    settings = Settings(turn=TurnSettings(lease_s=2))
     direct = SessionManager(RedisStore.from_url(redis_url))
     async with LossyProxy(redis_url, fault) as proxy:
-        store = RedisStore.from_url(proxy.url, timeout_s=0.1)
-        manager = SessionManager(store, settings=settings)
-        told = await asyncio.gather(*(_turns(manager, direct, f"s{index}") for index in range(SESSIONS)))
-        await store.aclose()
+        await _lose(RedisStore.from_url(proxy.url, timeout_s=0.1), direct, TURNS_EACH)
     assert proxy.lost > 100
+
+
+@pytest.mark.parametrize("fault", ["drop the reply", "close the connection"])
+async def test_turns_on_a_cluster_likewise(redis_cluster: RedisCluster, fault: Fault) -> None:
+    redis_cluster.flush()
+    direct = SessionManager(RedisStore.from_url(redis_cluster.url, cluster=True))
+    async with AsyncExitStack() as stack:
+        proxies = {
+            node.port: await stack.enter_async_context(LossyProxy(node.url, fault)) for node in redis_cluster.nodes
+        }
+        remap = {port: urlsplit(proxy.url).port or 0 for port, proxy in proxies.items()}
+        url = proxies[redis_cluster.nodes[0].port].url
+        store = RedisStore.from_url(
+            url,
+            cluster=True,
+            address_remap=lambda address: (address[0], remap[address[1]]),
+            connect_timeout_s=0.1,
+            timeout_s=0.1,
+        )
+        await _lose(store, direct, TURNS_EACH // 2)
+    assert sum(proxy.lost for proxy in proxies.values()) > 100
+    assert await direct.store.count("default", "session") == SESSIONS
+    await direct.store.aclose()
+
+
+async def _lose(store: RedisStore, direct: SessionManager, turns_each: int) -> None:
+    """Run turns over a store that loses replies, and look at what has become of them over another one."""
+    manager = SessionManager(store, settings=Settings(turn=TurnSettings(lease_s=2)))
+    told = await asyncio.gather(*(_turns(manager, direct, f"s{index}", turns_each) for index in range(SESSIONS)))
+    await store.aclose()
     for index, (stored, failed) in enumerate(told):
-        assert len(stored) + len(failed) == TURNS_EACH
+        assert len(stored) + len(failed) == turns_each
         async with direct.read(f"s{index}") as session:
             turns = [item["turn"] for item in await session.namespace("openai").log("items").read()]
             assert session.get("turns") == len(turns)
@@ -36,11 +65,13 @@ async def test_a_thousand_turns_are_each_stored_once_or_reported(redis_url: str,
     await direct.store.aclose()
 
 
-async def _turns(manager: SessionManager, direct: SessionManager, session_id: str) -> tuple[set[int], set[int]]:
+async def _turns(
+    manager: SessionManager, direct: SessionManager, session_id: str, turns_each: int
+) -> tuple[set[int], set[int]]:
     """Run turns; return which are stored and which are not. Of one that nobody can tell, ask its commit."""
     stored: set[int] = set()
     failed: set[int] = set()
-    for turn in range(TURNS_EACH):
+    for turn in range(turns_each):
         try:
             async with manager.open(session_id) as session:
                 session.update("turns", lambda count: count + 1, default=0)

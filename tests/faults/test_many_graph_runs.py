@@ -16,7 +16,8 @@ PROCESSES, RUNS = 8, 25
 
 @pytest.mark.parametrize("work", [graph_runs.run_through_the_runner, graph_runs.run_alone])
 async def test_eight_processes_lose_no_message_of_one_thread(backend: Settings, work: Any) -> None:
-    workers = [victims.start(work, backend, "talk", worker, RUNS) for worker in range(PROCESSES)]
+    runs = victims.fewer(backend, RUNS)
+    workers = [victims.start(work, backend, "talk", worker, runs) for worker in range(PROCESSES)]
     for process in workers:
         process.join()
 
@@ -26,10 +27,10 @@ async def test_eight_processes_lose_no_message_of_one_thread(backend: Settings, 
     await manager.store.aclose()
     assert found is not None
     messages = found.checkpoint["channel_values"]["messages"]
-    assert [message.type for message in messages] == ["human", "ai"] * (PROCESSES * RUNS)
+    assert [message.type for message in messages] == ["human", "ai"] * (PROCESSES * runs)
     questions = [message.text for message in messages[::2]]
     assert [message.text for message in messages[1::2]] == [f"re: {question}" for question in questions]
-    assert Counter(questions) == {f"{worker}-{run}": 1 for worker in range(PROCESSES) for run in range(RUNS)}
+    assert Counter(questions) == {f"{worker}-{run}": 1 for worker in range(PROCESSES) for run in range(runs)}
     for worker in range(PROCESSES):
         own = [question for question in questions if question.startswith(f"{worker}-")]
-        assert own == [f"{worker}-{run}" for run in range(RUNS)]
+        assert own == [f"{worker}-{run}" for run in range(runs)]

@@ -13,18 +13,19 @@ PROCESSES = 16
 
 
 async def test_sixteen_processes_lose_no_update_of_one_counter(backend: Settings) -> None:
-    workers = [victims.start(victims.count_up, backend, "shared", 50) for _ in range(PROCESSES)]
+    turns = victims.fewer(backend, 50)
+    workers = [victims.start(victims.count_up, backend, "shared", turns) for _ in range(PROCESSES)]
     for process in workers:
         process.join()
     assert [process.exitcode for process in workers] == [0] * PROCESSES
     manager = victims.manager_of(backend)
     async with manager.read("shared") as session:
-        assert session.get("count") == PROCESSES * 50
+        assert session.get("count") == PROCESSES * turns
     await manager.store.aclose()
 
 
 async def test_sixteen_processes_add_whole_batches_to_one_conversation(backend: Settings) -> None:
-    batches = 25
+    batches = victims.fewer(backend, 25)
     workers = [victims.start(victims.add_batches, backend, "talk", worker, batches) for worker in range(PROCESSES)]
     for process in workers:
         process.join()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import multiprocessing
+import os
 import random
 from collections.abc import Callable
 from multiprocessing.connection import Connection
@@ -16,17 +17,35 @@ from agent_sessions_openai import OpenAISession
 
 _context = multiprocessing.get_context("forkserver")
 _context.set_forkserver_preload(
-    ["tests.faults.victims", "tests.faults.graph_runs", "agent_sessions.stores.redis", "agent_sessions.stores.sqlite"]
+    [
+        "tests.faults.victims",
+        "tests.faults.graph_runs",
+        "agent_sessions.stores.dynamodb",
+        "agent_sessions.stores.redis",
+        "agent_sessions.stores.sqlite",
+    ]
 )
 
 BATCH = 3
 
 
 def start(work: Callable[..., Any], *args: Any) -> multiprocessing.process.BaseProcess:
-    """Start `work(*args)` in a process of its own."""
-    process = _context.Process(target=work, args=args, daemon=True)
+    """Start `work(*args)` in a process of its own. The fork server has no AWS credentials: they come along."""
+    credentials = {name: value for name, value in os.environ.items() if name.startswith("AWS_")}
+    process = _context.Process(target=_work, args=(credentials, work, *args), daemon=True)
     process.start()
     return process
+
+
+def _work(credentials: dict[str, str], work: Callable[..., Any], *args: Any) -> None:
+    os.environ.update(credentials)
+    work(*args)
+
+
+def fewer(backend: Settings, times: int) -> int:
+    """How often to do something. DynamoDB Local, which wants as much of the machine as all others together, has less to
+    do."""
+    return times // 5 if backend.type == "dynamodb" else times
 
 
 def pipe() -> tuple[Connection, Connection]:

@@ -12,6 +12,8 @@ from contextlib import asynccontextmanager
 from agent_sessions.stores.redis.scripts import INDEX
 from agent_sessions.testing.conformance.faults import Fault
 
+CALLS = (b"EVALSHA", b"\r\nEVAL\r\n")
+
 
 @asynccontextmanager
 async def losing_proxy(port: int, fault: Fault) -> AsyncIterator[int]:
@@ -25,7 +27,7 @@ async def losing_proxy(port: int, fault: Fault) -> AsyncIterator[int]:
         server_reader, server_writer = await asyncio.open_connection("127.0.0.1", port)
         try:
             while request := await reader.read(1 << 20):
-                is_script = b"EVALSHA" in request and INDEX.sha not in request
+                is_script = any(word in request for word in CALLS) and not any(word in request for word in INDEX)
                 if is_script and fault == "request":
                     return
                 server_writer.write(request)

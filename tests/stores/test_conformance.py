@@ -47,7 +47,7 @@ class TestRedisStore(LostReplies, ServedInOrder, StoreConformance):
         from .losing_proxy import losing_proxy
 
         async with losing_proxy(self.server.port, fault) as port:
-            store = self.connect(f"redis://127.0.0.1:{port}/0", self.time)
+            store = self.connect(self.url.replace(f":{self.server.port}", f":{port}"), self.time)
             yield store
             await store.aclose()
 
@@ -57,10 +57,21 @@ class TestRedisStore(LostReplies, ServedInOrder, StoreConformance):
         return RedisStore.from_url(url, prefix="test:", clock=clock)
 
 
+class TestValkeyStore(TestRedisStore):
+    """The same on a real valkey-server."""
+
+    EXAMPLES = 10
+
+    @pytest.fixture(autouse=True)
+    def _start(self, valkey_server: RedisServer, clock: FakeClock) -> None:
+        valkey_server.command("FLUSHALL")
+        self.server, self.url, self.time = valkey_server, valkey_server.url.replace("redis", "valkey"), clock
+
+
 class TestRedisCluster(LostReplies, ServedInOrder, StoreConformance):
     """The same on three real nodes."""
 
-    EXAMPLES = 20
+    EXAMPLES = 12
 
     @pytest.fixture(autouse=True)
     def _start(self, redis_cluster: RedisCluster, clock: FakeClock) -> None:

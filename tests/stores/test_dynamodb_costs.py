@@ -131,3 +131,24 @@ async def test_a_tenants_sessions_are_spread_over_eight_index_partitions(dynamod
     assert max(shards.values()) <= 2 * 160 / 8
     assert await store.count("acme", "session") == 160
     await store.aclose()
+
+
+async def test_many_logs_do_not_make_turns_dear(dynamodb: DynamoDB) -> None:
+    """As many calls of sub-agents have, each with a log of its own."""
+    meter = dynamodb.meter()
+    store = dynamodb.store(make_session=meter.make_session)
+    manager = SessionManager(store)
+    costs = []
+    for number in range(100):
+        meter.reset()
+        async with manager.open(KEY.id, user_id=USER, logs=LOGS) as session:
+            await session.namespace("openai").log(f"items:researcher:call_{number:020}").append(ITEMS)
+        costs.append(meter.write_units)
+        assert meter.requests.keys() >= WARM.keys()
+    assert sum(costs[-25:]) / 25 < 3 * sum(costs[:10]) / 10
+    cold = dynamodb.store()
+    opened = await cold.open(KEY)
+    assert [head.count for head in opened.log_heads.values()] == [len(ITEMS)] * 100
+    assert dynamodb.kinds()["D"] == 1
+    await store.aclose()
+    await cold.aclose()

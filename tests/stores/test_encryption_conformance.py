@@ -13,9 +13,6 @@ from agent_sessions.stores.base import Store
 from agent_sessions.stores.encryption import EncryptedStore, Keyring
 from agent_sessions.stores.sqlite import SQLiteStore
 from agent_sessions.testing import ServedInOrder, StoreConformance
-from agent_sessions.testing.conformance.contents import Contents
-from agent_sessions.testing.conformance.deltas import Deltas
-from agent_sessions.testing.conformance.model import AnySequence
 
 from . import test_conformance as plain
 
@@ -61,9 +58,7 @@ class TestEncryptedRedisCluster(plain.TestRedisCluster):
         return encrypted(super().connect(clock, **options))
 
 
-class TestEncryptedDynamoDB(Contents, Deltas, AnySequence):
-    """The chapters in which bytes come and go. What is encrypted makes no difference to the others."""
-
+class TestEncryptedDynamoDB(StoreConformance):
     EXAMPLES = 3
 
     @pytest.fixture(autouse=True)

@@ -365,6 +365,50 @@ async def test_places_of_evicted_sessions_leave_the_listing(redis_url: str, redi
     await store.aclose()
 
 
+@pytest.mark.parametrize("which", [":a", ":g", "/ann:a", "/ann:g"])
+async def test_an_index_that_was_deleted_comes_back_with_the_turns(
+    store: RedisStore, redis_server: Any, which: str
+) -> None:
+    for id in ("s-1", "s-2"):
+        await store.commit(KEY._replace(id=id), change(belongs_to="ann"))
+    assert redis_server.command("DEL", f"ak:sessions:{{s@default}}{which}") == 1
+    for id in ("s-1", "s-2"):
+        await store.commit(KEY._replace(id=id), change())
+    for belongs_to in (None, "ann"):
+        assert len((await store.find("default", "session", belongs_to=belongs_to)).found) == 2
+        assert await store.count("default", "session", belongs_to=belongs_to) == 2
+
+
+async def test_an_index_by_end_that_was_deleted_comes_back_with_a_listing(store: RedisStore, redis_server: Any) -> None:
+    await store.commit(KEY, change(ttl_ms=500_000))
+    redis_server.command("DEL", "ak:sessions:{s@default}:g")
+    assert await store.count("default", "session") == 0
+    assert len((await store.find("default", "session")).found) == 1
+    assert await store.count("default", "session") == 1
+    assert 400_000 < redis_server.command("PTTL", "ak:sessions:{s@default}:g") <= 500_000
+
+
+async def test_a_scan_brings_back_indexes_that_were_deleted(redis_url: str, redis_server: Any) -> None:
+    clock = FakeClock()
+    store = RedisStore.from_url(redis_url, clock=clock)
+    for number in range(5):
+        await store.commit(
+            Key("default", "session", f"s-{number}"), change(belongs_to="ann", ttl_ms=60_000 if number else None)
+        )
+        clock.advance(1)
+    before = [await store.find("default", "session", belongs_to=user) for user in (None, "ann")]
+    names = redis_server.command("KEYS", "ak:sessions:{*")
+    assert len(names) == 4
+    redis_server.command("DEL", *names)
+    assert (await store.find("default", "session")).found == []
+    cursor = None
+    while (page := await store.scan(cursor=cursor)).next is not None:
+        cursor = page.next
+    assert [await store.find("default", "session", belongs_to=user) for user in (None, "ann")] == before
+    assert await store.count("default", "session", belongs_to="ann") == 5
+    await store.aclose()
+
+
 async def test_a_commit_of_thirty_two_megabytes_is_stored(store: RedisStore) -> None:
     parts = {Part("big", f"v{number}"): os.urandom(1 << 20) * 16 for number in range(2)}
     items = [b"%d" % number for number in range(10_000)]

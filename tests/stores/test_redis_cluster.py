@@ -192,6 +192,38 @@ async def test_waiters_on_other_nodes_are_woken_at_once(cluster: RedisCluster) -
         await store.aclose()
 
 
+async def test_a_waiter_is_woken_at_once_after_the_node_that_would_have_told_it_died(
+    start_cluster: Callable[..., RedisCluster],
+) -> None:
+    cluster = start_cluster("--cluster-require-full-coverage", "no", replicas=0, masters=5)
+    holder = RedisStore.from_url(cluster.url, cluster=True, startup_nodes=cluster.startup_nodes)
+    await start_turn(holder, "holder")
+    needed = {cluster.owner(MAIN), cluster.owner(INDEX)}
+    while True:  # until somebody's messages come over a node that is not needed otherwise
+        waiter = RedisStore.from_url(cluster.url, cluster=True, startup_nodes=cluster.startup_nodes)
+        waiting = asyncio.create_task(start_turn(waiter, "waiter"))
+        while not (tellers := [node for node in cluster.nodes if node.raw("PUBSUB", "CHANNELS")]):  # noqa: ASYNC110
+            await asyncio.sleep(0.005)
+        if tellers[0] not in needed:
+            break
+        waiting.cancel()
+        await holder.release(KEY, "waiter")
+        await waiter.aclose()
+        while tellers[0].raw("PUBSUB", "CHANNELS"):  # noqa: ASYNC110
+            await asyncio.sleep(0.005)
+    tellers[0].kill()
+    left = [node for node in cluster.nodes if node is not tellers[0]]
+    while not any(node.raw("PUBSUB", "CHANNELS") for node in left):  # noqa: ASYNC110
+        await asyncio.sleep(0.005)
+    await asyncio.sleep(0.05)  # by now it has asked again
+    released = time.monotonic()
+    await holder.release(KEY, "holder")
+    await waiting
+    assert time.monotonic() - released < 0.1
+    for store in (holder, waiter):
+        await store.aclose()
+
+
 # --------------------------------------------------------------------------------------------------- slots that move
 
 
@@ -449,6 +481,34 @@ async def test_a_late_change_of_a_place_does_not_undo_a_later_one(cluster: Redis
     assert cluster.owner(INDEX).raw("EVAL", INDEX_SCRIPT.text, 3, *keys, pack_now(now + 5000), *late.packed()) == [0]
     assert cluster.command("EXISTS", f"{INDEX}:a") == 0
     await store.aclose()
+
+
+@pytest.mark.parametrize("mends", ["turn", "listing"])
+async def test_places_agree_with_sessions_again_after_a_failover_that_lost_commits(
+    cluster: RedisCluster, mends: str
+) -> None:
+    clock = FakeClock()
+    store = RedisStore.from_url(cluster.url, cluster=True, clock=clock)
+    made = await store.commit(KEY, change(ttl_ms=1000_000))
+    assert made.row is not None
+    before = cluster.command("DUMP", MAIN)
+    for _ in range(5):
+        clock.advance(1)
+        await store.commit(KEY, change(ttl_ms=1000_000))
+    cluster.command("RESTORE", MAIN, 0, before, "REPLACE")
+    active, gone = made.row.active_at, made.row.gone_at
+    elsewhere = RedisStore.from_url(cluster.url, cluster=True, clock=clock)
+    if mends == "turn":
+        clock.advance(100)
+        mended = await elsewhere.commit(KEY, change(expected=made.version, ttl_ms=2000_000))
+        assert mended.row is not None
+        active, gone = mended.row.active_at, mended.row.gone_at
+    else:
+        assert await ids_of(elsewhere) == ["s-1"]
+    assert int(cluster.command("ZSCORE", f"{INDEX}:a", "s-1")) == active
+    assert int(cluster.command("ZSCORE", f"{INDEX}:g", "s-1")) == gone
+    for one in (store, elsewhere):
+        await one.aclose()
 
 
 async def test_a_turn_is_stored_when_the_indexes_are_away(

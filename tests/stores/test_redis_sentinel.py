@@ -89,18 +89,18 @@ async def test_a_primary_that_was_turned_into_a_replica_is_left(watched: Watched
 async def test_turns_go_on_with_the_server_that_takes_over(watched: WatchedRedis) -> None:
     manager, elsewhere = SessionManager(store_of(watched)), SessionManager(store_of(watched))
     first = watched.primary()
-    resumed = asyncio.Event()
+    in_the_middle, go_on = asyncio.Event(), asyncio.Event()
     stored = 0
 
     async def turns() -> None:
         nonlocal stored
-        while not resumed.is_set():
-            is_after = not first.is_running
+        while stored < 40:
             async with manager.open("turns") as session:
                 session.update("count", lambda count: count + 1, default=0)
+                if stored == 20:
+                    in_the_middle.set()
+                    await go_on.wait()
             stored += 1
-            if is_after:
-                resumed.set()
 
     async def waits() -> None:
         await start_turn(elsewhere.store, "waiter")  # it is to be woken by the server that dies
@@ -108,8 +108,10 @@ async def test_turns_go_on_with_the_server_that_takes_over(watched: WatchedRedis
 
     await start_turn(manager.store, "holder")
     running, waiting = asyncio.create_task(turns()), asyncio.create_task(waits())
-    await asyncio.sleep(0.3)
+    await in_the_middle.wait()
+    assert await asyncio.to_thread(first.raw, "WAIT", 1, 10_000) == 1  # else what the replica lacks is lost
     first.kill()
+    go_on.set()
     await asyncio.wait_for(running, 15)
     assert watched.primary() is not first
     async with elsewhere.read("turns") as session:

@@ -289,6 +289,31 @@ class TestBesideTurns:
         async with SessionManager(encrypted(store, NEW)).open("s-1"):
             assert await run(store, wait_s=0) == Progress(looked_at=1)
 
+    async def test_no_turn_is_refused_or_lost(self, store: Store) -> None:
+        """Turns write with the old key all the time, so that every attempt finds something to rewrite."""
+        managers = [SessionManager(encrypted(store, OLD, NEW)) for _ in range(3)]
+
+        async def work(manager: SessionManager) -> None:
+            for turn in range(40):
+                async with manager.open(f"s-{turn % 4}") as session:
+                    session.update("count", lambda count: count + 1, default=0)
+                    await session.namespace("openai").log("items").append([{"turn": turn}])
+                await asyncio.sleep(0)
+
+        working = asyncio.gather(*map(work, managers))
+        rewritten = 0
+        while not working.done():
+            rewritten += (await run(store)).rewritten
+            await asyncio.sleep(0)  # the store in memory never waits
+        await working
+
+        assert rewritten > 0
+        assert (await run(store)).is_clean
+        manager = SessionManager(encrypted(store, NEW))
+        for number in range(4):
+            async with manager.read(f"s-{number}") as session:
+                assert session.get("count") == await session.namespace("openai").log("items").count() == 30
+
     async def test_an_append_in_between_is_not_lost(self, store: Store) -> None:
         key = Key("default", "session", "s-1")
         await fill(encrypted(store, OLD), key)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import os
+import sqlite3
 import stat
 import statistics
 import subprocess
@@ -13,23 +14,32 @@ import threading
 import time
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 
 from agent_sessions.clock import Clock
-from agent_sessions.errors import FormatTooNewError, SessionNotFoundError, StateLostError
+from agent_sessions.errors import (
+    CommitTooLargeError,
+    FormatTooNewError,
+    SessionConflictError,
+    SessionNotFoundError,
+    StateLostError,
+)
 from agent_sessions.stores.base import (
     CollectionChange,
     Commit,
     Key,
     LeaseWanted,
     LogWanted,
+    Part,
     Store,
     Version,
     Wanted,
 )
-from agent_sessions.stores.sqlite import SQLiteStore
+from agent_sessions.stores.sqlite import SQLiteStore, connection, schema, sweeping, writing
+from agent_sessions.stores.sqlite.transaction import Transaction
+from agent_sessions.stores.sqlite.worker import Mode
 from agent_sessions.testing import FakeClock, ServedInOrder, StoreConformance
 
 from .sqlite_files import (
@@ -158,6 +168,59 @@ async def test_durable_is_what_the_settings_say(path: Path) -> None:
     assert beside(path) == [path.name]
 
 
+async def test_a_file_that_is_replaced_while_it_is_opened_is_left(
+    store: SQLiteStore, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prepare = schema.prepare
+
+    def prepare_and_replace(file: sqlite3.Connection, name: str) -> None:
+        prepare(file, name)
+        for old in path.parent.iterdir():
+            old.rename(f"{old}.old")
+        path.touch()
+
+    with monkeypatch.context() as replaced:
+        replaced.setattr(schema, "prepare", prepare_and_replace)
+        await store.commit(KEY, change())
+    await store.commit(KEY, change())
+    assert query(path, "SELECT revision FROM keys") == [(1,)]
+
+
+async def test_a_link_to_a_file_that_is_not_there_yet_is_followed(path: Path) -> None:
+    link = path.with_name("link.db")
+    link.symlink_to(path)
+    store, mask = SQLiteStore(link), os.umask(0)
+    try:
+        await store.commit(KEY, change())
+    finally:
+        os.umask(mask)
+    await store.aclose()
+    assert stat.S_IMODE(os.stat(path).st_mode) == 0o600
+    assert beside(path) == ["link.db", "sessions.db"]
+
+
+async def test_a_copy_is_written_in_the_same_way(store: SQLiteStore, path: Path) -> None:
+    await store.commit(KEY, change(logs=append(b"1")))
+    copy = path.with_name("copy.db")
+    query(path, f"VACUUM INTO '{copy}'")
+    assert query(copy, "PRAGMA journal_mode") == [("delete",)]
+    restored = SQLiteStore(copy)
+    assert await read_log(restored, KEY) == [b"1"]
+    await restored.aclose()
+    assert query(copy, "PRAGMA journal_mode") == [("wal",)]
+
+
+@pytest.mark.parametrize("default", ["OFF", "NORMAL", "FULL"])
+@pytest.mark.parametrize(("synchronous", "number"), [("full", 2), ("normal", 1)])
+async def test_durable_is_durable_whatever_sqlite_was_built_with(
+    path: Path, monkeypatch: pytest.MonkeyPatch, default: str, synchronous: Literal["full", "normal"], number: int
+) -> None:
+    monkeypatch.setattr(connection, "_PRAGMAS", (*connection._PRAGMAS, f"PRAGMA synchronous = {default}"))
+    store = SQLiteStore(path, synchronous=synchronous)
+    assert await store._do(Mode.STORES, lambda tx: tx.one("PRAGMA synchronous")) == (number,)
+    await store.aclose()
+
+
 # --------------------------------------------------------------------------------------------------- closing
 
 
@@ -232,6 +295,34 @@ def test_a_process_that_closes_nothing_leaves_a_whole_file(path: Path) -> None:
     assert query(path, "SELECT id, revision FROM keys") == [("s", 1)]
 
 
+def test_what_runs_at_exit_may_store_and_close(path: Path) -> None:
+    script = (
+        "import asyncio, atexit, sys\n"
+        "def save():\n"
+        "    with manager.open('s') as session:\n"
+        "        session.set('saved', True)\n"
+        "    asyncio.run(store.aclose())\n"
+        "    print('saved')\n"
+        "atexit.register(save)  # before anything is imported, so it runs last\n"
+        "from agent_sessions import SyncSessionManager\n"
+        "from agent_sessions.stores.sqlite import SQLiteStore\n"
+        "store = SQLiteStore(sys.argv[1])\n"
+        "manager = SyncSessionManager(store)\n"
+        "with manager.open('s') as session:\n"
+        "    session.set('saved', False)\n"
+    )
+    process = subprocess.run(
+        [sys.executable, "-W", "error", "-c", script, str(path)],
+        check=True,
+        capture_output=True,
+        text=True,
+        timeout=20,
+        cwd=Path(__file__).parents[2],
+    )
+    assert (process.stdout, process.stderr) == ("saved\n", "")
+    assert query(path, "SELECT id, revision FROM keys") == [("s", 2)]
+
+
 # --------------------------------------------------------------------------------------------------- waiting
 
 
@@ -276,6 +367,34 @@ async def test_a_waiter_asks_again_when_the_lease_before_it_runs_out(store: SQLi
     assert time.monotonic() - begun > 0.03
 
 
+async def test_a_waiter_that_died_delays_the_next_for_no_longer_than_its_place_lasts(path: Path) -> None:
+    clock = FakeClock()
+    store = SQLiteStore(path, clock=clock)
+    assert await take(store, KEY, "us", ms=100)
+    assert not await take(store, KEY, "dead", queue=True)
+    clock.advance(1.95)
+    assert not await take(store, KEY, "next", queue=True)
+    async with asyncio.timeout(0.9):
+        await store.wait(KEY, "next", 5)
+    clock.advance(0.05)
+    assert await take(store, KEY, "next", queue=True)
+    await store.aclose()
+
+
+async def test_a_waiter_that_died_before_the_clock_was_set_back_keeps_nobody_out(path: Path) -> None:
+    clock = FakeClock()
+    store = SQLiteStore(path, clock=clock)
+    assert await take(store, KEY, "us", ms=1000)
+    for owner in ("dead", "alive"):
+        assert not await take(store, KEY, owner, queue=True)
+    clock.advance(-3600)
+    assert await store.renew(KEY, "us", 1000)
+    clock.advance(1)
+    assert not await take(store, KEY, "alive", queue=True)
+    assert await take(store, KEY, "alive", queue=True)
+    await store.aclose()
+
+
 async def test_many_turns_at_once_share_the_file(store: SQLiteStore) -> None:
     keys = [Key("default", "session", f"s{number}") for number in range(200)]
     await asyncio.gather(*(store.commit(key, change(logs=append(key.id.encode()))) for key in keys))
@@ -293,6 +412,25 @@ async def test_of_turns_at_once_one_that_fails_takes_no_other_along(store: SQLit
     assert [number for number, result in enumerate(done) if isinstance(result, BaseException)] == [7]
     assert (await store.open(keys[7])).row is None
     assert await store.count("default", "session") == 19
+
+
+async def test_who_refuses_in_mid_change_changes_nothing(store: SQLiteStore) -> None:
+    def refuse(tx: Transaction) -> None:
+        writing.commit(tx, KEY, change())
+        raise SessionConflictError("too late")
+
+    others = [KEY._replace(id=f"s-{number}") for number in (2, 3)]
+    await store.open(KEY)
+    first, refused, last = await asyncio.gather(
+        store.commit(others[0], change()),
+        store._do(Mode.STORES, refuse),
+        store.commit(others[1], change()),
+        return_exceptions=True,
+    )
+    assert isinstance(refused, SessionConflictError)
+    assert not isinstance(first, BaseException)
+    assert not isinstance(last, BaseException)
+    assert {found.id for found in (await store.find("default", "session")).found} == {"s-2", "s-3"}
 
 
 # --------------------------------------------------------------------------------------------------- sweeping
@@ -385,6 +523,23 @@ async def test_a_sweep_spares_what_is_leased_and_who_waits_for_it(path: Path) ->
     await store.aclose()
 
 
+async def test_one_step_of_a_sweep_removes_few_large_values(path: Path) -> None:
+    clock = FakeClock()
+    store = SQLiteStore(path, clock=clock, synchronous="normal")
+    for number in range(12):
+        await store.commit(KEY, change(values={Part("shop", f"{number}"): b"v" * 2_000_000}, ttl_ms=1000))
+    await store.aclose()
+    clock.advance(1)
+
+    def step(tx: Transaction) -> int:
+        assert sweeping.sweep(tx)
+        return len(tx.all("SELECT 1 FROM value"))
+
+    assert 1 <= await store._do(Mode.WRITES, step) <= 11
+    await until(lambda: rows_left(path) == {})
+    await store.aclose()
+
+
 async def test_the_log_of_changes_stays_small(store: SQLiteStore, path: Path) -> None:
     await store.commit(KEY, change(values={CART: b"x" * 30_000_000}))
     for _ in range(700):
@@ -407,6 +562,30 @@ async def test_a_log_of_which_items_are_gone_is_state_lost_and_takes_no_lease(st
     assert await read_log(store, KEY, limit=1) == [b"3"]
 
 
+async def test_a_log_that_has_had_all_its_items_gets_no_more_and_keeps_out_of_other_logs(
+    store: SQLiteStore, path: Path
+) -> None:
+    other = KEY._replace(id="s-2")
+    await store.commit(KEY, change(logs=append(b"1")))
+    await store.commit(other, change(logs=append(b"1")))
+    query(path, "UPDATE part SET assigned = (1 << 28) - 2")
+    await store.commit(KEY, change(logs=append(b"last")))
+    before, *_ = query(path, "SELECT count(*) FROM item")
+    with pytest.raises(CommitTooLargeError):
+        await store.commit(KEY, change(values={CART: b"1"}, logs=append(b"too many")))
+    assert query(path, "SELECT count(*) FROM item") == [before]
+    assert await read_values(store, KEY) == {}
+    assert [await read_log(store, key) for key in (KEY, other)] == [[b"1", b"last"], [b"1"]]
+
+
+async def test_a_file_that_had_very_many_parts_takes_more(store: SQLiteStore, path: Path) -> None:
+    await store.commit(KEY, change(logs=append(b"1")))
+    query(path, f"UPDATE sqlite_sequence SET seq = {1 << 34}")
+    key = KEY._replace(id="s-2")
+    await store.commit(key, change(logs=append(b"1", b"2")))
+    assert await read_log(store, key) == [b"1", b"2"]
+
+
 async def test_a_key_of_a_later_format_is_refused_and_left_alone(store: SQLiteStore, path: Path) -> None:
     await store.commit(KEY, change(values={CART: b"apples"}))
     query(path, "UPDATE keys SET format = 99")
@@ -415,6 +594,23 @@ async def test_a_key_of_a_later_format_is_refused_and_left_alone(store: SQLiteSt
             await operation
     query(path, "UPDATE keys SET format = 1")
     assert await read_values(store, KEY) == {CART: b"apples"}
+
+
+async def test_what_is_small_costs_little_beside_what_is_large(path: Path) -> None:
+    store = SQLiteStore(path, synchronous="normal")
+    for number in range(4):
+        large = CollectionChange(entries={f"{number}": b"e" * 8_000_000})
+        key = Key("default", "session", f"large-{number}")
+        await store.commit(key, change(values={CART: b"v" * 8_000_000}, collections={CHECKPOINTS: large}))
+    small = CollectionChange(entries={"5": b"small"})
+    taken = []
+    for _ in range(15):
+        begun = time.perf_counter()
+        await store.commit(KEY, change(values={CART: b"small"}, collections={CHECKPOINTS: small}))
+        await store.open(KEY, wanted=Wanted(entries=[(CHECKPOINTS, "5")]))
+        taken.append(time.perf_counter() - begun)
+    await store.aclose()
+    assert statistics.median(taken) < 0.005
 
 
 async def test_listings_among_very_many_keys_are_quick(store: SQLiteStore, path: Path) -> None:

@@ -12,6 +12,7 @@ import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
 
@@ -164,12 +165,12 @@ def as_nobody() -> Iterator[None]:
 
 
 @pytest.fixture
-def shut(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("shut")
-    for parent in (folder, folder.parent, folder.parent.parent):
-        parent.chmod(0o755)
-    folder.chmod(0o555)
-    return folder
+def shut() -> Iterator[Path]:
+    with TemporaryDirectory(prefix="shut-") as name:  # not in pytest's own, which only this user may enter
+        folder = Path(name)
+        folder.chmod(0o555)
+        yield folder
+        folder.chmod(0o755)
 
 
 @pytest.fixture
@@ -299,6 +300,23 @@ async def test_a_full_disk_refuses_commits_whole_until_there_is_room_again(small
     await store.commit(KEY, change(values={CART: b"%d" % stored}, logs=append(b"x" * 20_000)))
     await check_nothing_is_torn(store, path, stored + 1)
     await store.aclose()
+
+
+async def test_a_disk_that_is_too_full_to_open_the_file_says_so(small_disk: Path) -> None:
+    told = set()
+    for room in range(0, 300_000, 12_288):
+        path = small_disk / f"{room}.db"
+        store, ballast = SQLiteStore(path), small_disk / "ballast"
+        write(ballast, b"x" * (2 * 1024 * 1024 - room - 8192))
+        try:
+            await store.commit(KEY, change())
+        except StoreUnavailableError as error:
+            told.add(error.message.removeprefix(f"the disk of {path} "))
+            assert not error.maybe_done
+        await store.aclose()
+        for name in beside(path):
+            os.unlink(small_disk / name)
+    assert told == {"is full, or the file may not grow; nothing was stored. Make room: no restart is needed."}
 
 
 # --------------------------------------------------------------------------------------------------- versions

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 import math
 from collections import defaultdict
@@ -158,14 +159,12 @@ class _Batch(Struct):
 
     async def carry_out(self, access: Access) -> list[Result]:
         """Read, then write."""
-        await together(
-            [
-                *(self._get(StoredNamespace(access, namespace), ops) for namespace, ops in self.gets.items()),
-                *(self._search(access, place, op) for place, op in self.searches),
-                *(self._list(access, place, op) for place, op in self.listings),
-            ]
+        await asyncio.gather(
+            together(lambda ops: self._get(StoredNamespace(access, ops[0]), ops[1]), self.gets.items()),
+            together(lambda op: self._search(access, *op), self.searches),
+            together(lambda op: self._list(access, *op), self.listings),
         )
-        await together(self._put(StoredNamespace(access, namespace), puts) for namespace, puts in self.puts.items())
+        await together(lambda puts: self._put(StoredNamespace(access, puts[0]), puts[1]), self.puts.items())
         return self.results
 
     async def _get(self, stored: StoredNamespace, ops: list[tuple[int, GetOp]]) -> None:

@@ -25,9 +25,8 @@ class Changes:
     def remove(self, entry: str, item: StoredItem) -> None:
         """Remove an item."""
         self._set(ITEMS, entry, None)
+        self._set(VECTORS, entry, None)
         self._set(NEWEST, item.stamp, None)
-        if item.is_indexed:
-            self._set(VECTORS, entry, None)
         if item.expires_at is not None:
             self._set(REFRESHED, entry, None)
             self._set(ENDS, end_entry(item.expires_at, item.stamp), None)
@@ -36,8 +35,7 @@ class Changes:
         """Put an item."""
         stamp = new_stamp(now, new.number)
         expires_at = None if new.ttl_ms is None else now + new.ttl_ms
-        indexed = new.vectors is not None
-        item = StoredItem(new.key, stamp, created_at, new.ttl_ms, expires_at, indexed, new.data)
+        item = StoredItem(new.key, stamp, created_at, new.ttl_ms, expires_at, new.data)
         self._set(ITEMS, entry, item.encoded())
         self._set(NEWEST, stamp, entry.encode())
         if new.vectors is not None:

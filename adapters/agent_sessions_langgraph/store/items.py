@@ -9,11 +9,16 @@ from typing import Any, NamedTuple
 from langgraph.store.base import Item, SearchItem
 
 from agent_sessions import codec
+from agent_sessions.errors import FormatTooNewError
 
 from .names import Namespace
 
+FORMAT = 1
+"""The layout of an item's entry, which begins with it."""
+
 _SMALLEST_REFRESH_MS = 1_000
 _TIME_DIGITS = 12
+
 
 class Vectors(NamedTuple):
     """What an item is found by: vectors of length 1, one after the other, as 32 bit floats in little-endian order."""
@@ -44,13 +49,19 @@ class StoredItem(NamedTuple):
     created_at: int
     ttl_ms: int | None
     expires_at: int | None
-    is_indexed: bool
     data: bytes
 
     @classmethod
     def decoded(cls, entry: bytes, refreshed: bytes | None = None) -> StoredItem:
-        """From its entry, and that of its last refresh, if there is one."""
-        item = cls(*codec.decode(entry))
+        """From its entry, and that of its last refresh, if there is one.
+
+        Raises:
+            FormatTooNewError: It was written by a newer version.
+        """
+        layout, *fields = codec.decode(entry)
+        if layout != FORMAT:
+            raise FormatTooNewError("an item was written by a newer version of agent-sessions: upgrade this process")
+        item = cls(*fields)
         if refreshed is not None:
             stamp, expires_at = codec.decode(refreshed)
             if stamp == item.stamp:  # else it was put anew since
@@ -59,7 +70,7 @@ class StoredItem(NamedTuple):
 
     def encoded(self) -> bytes:
         """Its entry."""
-        return codec.encode(list(self))
+        return codec.encode([FORMAT, *self])
 
     @property
     def value(self) -> dict[str, Any]:

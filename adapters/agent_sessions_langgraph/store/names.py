@@ -50,6 +50,11 @@ def index_entry(namespace: Namespace) -> str:
     return spelt if cut == spelt else cut + _hash(spelt)
 
 
+def scattered_entry(namespace: Namespace) -> str:
+    """A namespace's entry in the order of hashes."""
+    return _hash(_spelt(namespace))
+
+
 def index_prefix(namespace: Namespace) -> str:
     """What the entries of a namespace and of all that lie under it begin with, and perhaps others."""
     return _cut(_spelt(namespace))

@@ -5,7 +5,7 @@ A namespace is one key with five collections:
 | collection | entries |
 |---|---|
 | `items` | an item: its value, stamp and times |
-| `vectors` | what an item is found by, if it is indexed, and its stamp |
+| `vectors` | what an item is found by, if it is indexed, and its stamp. None is without its item |
 | `newest` | by stamp: which item. The order of listings |
 | `refreshed` | of an item that was read since it was put: its stamp, and when it expires now |
 | `ends` | by the time that an item expires, and its stamp: which item. What is to be removed |
@@ -28,7 +28,7 @@ from contextlib import suppress
 from typing import NamedTuple
 
 from agent_sessions import codec
-from agent_sessions.errors import SessionConflictError
+from agent_sessions.errors import SessionConflictError, SessionError
 from agent_sessions.stores.base import ABSENT, CollectionChange, EntryRange, Opened, Part, Row, Version
 
 from .access import Access
@@ -40,9 +40,10 @@ from .names import Namespace, namespace_key
 _LISTED = "listed"
 _YES = codec.encode(True)
 
-_PAGE = 500
+_PAGE = 200
 _ENDS_PER_PUT = 16
 _ENDS_PER_CLEANING = 500
+_VISITED = 2
 _LEFT_BEHIND_MS = 60_000
 """What is younger may be the trace of a put that took place between two reads."""
 _EMPTY_KEPT_MS = 3_600_000
@@ -65,7 +66,7 @@ class StoredNamespace:
         self._access = access
         self._key = namespace_key(access.tenant, namespace)
         self._directory = Directory(access)
-        self._now = 0
+        self._now, self._version = 0, ABSENT
 
     # ------------------------------------------------------------------------------------------------ reading
 
@@ -90,28 +91,25 @@ class StoredNamespace:
             if (item is None or item.stamp != stamp) and time_of(stamp) < read.now - _LEFT_BEHIND_MS:
                 changes.forget_place(stamp)
         if changes.collections:
-            await self._access.commit(self._key, changes.collections)
+            with suppress(SessionConflictError):  # the next search sees to it
+                await self._commit_at(read.version, changes.collections)
         return read.live()
 
     async def all(self) -> dict[str, StoredItem]:
         """Every item, by its entry."""
         items: dict[str, StoredItem] = {}
-        async for found in self._pages(ITEMS):
-            page = {entry: StoredItem.decoded(data) for entry, data in found}
-            ended = [entry for entry, item in page.items() if not item.is_live(self._now)]
-            items |= {entry: item for entry, item in page.items() if item.is_live(self._now)}
-            if ended:
-                items |= await self.get(ended)  # what was refreshed
+        async for (page,) in self._pages(ITEMS):
+            items |= await self._live(page)
         return items
 
-    async def vectors(self) -> dict[str, Vectors]:
-        """What items are found by, by their stamps."""
-        return dict([_vectors(data) async for found in self._pages(VECTORS) for _, data in found])
-
-    async def vectors_of(self, entries: Iterable[str]) -> dict[str, Vectors]:
-        """What these items are found by now, by their stamps."""
-        opened = await self._open([(VECTORS, entry) for entry in entries], ())
-        return dict(_vectors(data) for data in opened.entries if data is not None)
+    async def all_with_vectors(self) -> dict[str, tuple[StoredItem, Vectors | None]]:
+        """Every item, by its entry, and what it is found by."""
+        items: dict[str, StoredItem] = {}
+        vectors: dict[str, Vectors] = {}
+        async for page, of_page in self._pages(ITEMS, VECTORS):
+            items |= await self._live(page)
+            vectors |= (_vectors(data) for _, data in of_page)
+        return {entry: (item, vectors.get(item.stamp)) for entry, item in items.items()}
 
     async def has_items(self) -> bool:
         """Whether there is any item. A namespace without is cleaned up."""
@@ -140,9 +138,9 @@ class StoredNamespace:
             await self._directory.enter(self.namespace)
             with suppress(SessionConflictError):  # somebody else got on: look again
                 await self._commit_at(read.version, _put(items, read).collections, {_LISTED: _YES})
+                await self._visit_others()
                 break
-        if any(time_of(end) <= read.now for end, _ in read.found):
-            await self._remove_ended(_ENDS_PER_PUT)
+        await self._remove_ended(_due(read.ends, read.now))
         if not has_new and (await self.newest(1)).is_all:
             await self.clean_up()
 
@@ -154,13 +152,18 @@ class StoredNamespace:
             if end is not None:
                 changes.refresh(entry, item, end)
         if changes.collections:
+            known = self._version
             done = await self._access.commit(self._key, changes.collections)
-            if done.previous == ABSENT:
-                await self.clean_up()  # it was all deleted meanwhile
+            if done.previous != known:
+                await self.clean_up()  # all may have been deleted meanwhile
 
     async def clean_up(self) -> None:
         """Remove items that are past their time, and the namespace from the directory if there is none then."""
-        await self._remove_ended(_ENDS_PER_CLEANING)
+        opened = await self._open((), [EntryRange(ENDS, limit=_ENDS_PER_CLEANING)])
+        due = _due(opened.ranges[0], opened.now)
+        if not due and ITEMS in opened.collections:
+            return
+        await self._remove_ended(due)
         unchanged_since = await self._directory.version()
         opened = await self._access.open(self._key)
         if ITEMS in opened.collections:
@@ -181,9 +184,14 @@ class StoredNamespace:
                 await self._commit_at(opened.version, {}, {_LISTED: _YES})
                 return
 
-    async def _remove_ended(self, most: int) -> None:
-        ends = await self._range(EntryRange(ENDS, limit=most))
-        due = [(end, entry.decode()) for end, entry in ends if time_of(end) <= self._now]
+    async def _visit_others(self) -> None:
+        """Clean up somewhere: as namespaces come, those go whose items expire and that nobody else looks after."""
+        with suppress(SessionError):  # what was put is stored
+            for namespace in await self._directory.some(_VISITED):
+                await StoredNamespace(self._access, namespace).clean_up()
+
+    async def _remove_ended(self, due: Sequence[tuple[str, str]]) -> None:
+        """Remove the items that end there, if they do."""
         if not due:
             return
         read = await self._read(entry for _, entry in due)
@@ -215,36 +223,43 @@ class StoredNamespace:
         opened = await self._open(wanted, ranges)
         pairs = zip(names, opened.entries[: len(names)], opened.entries[len(names) :], strict=True)
         items = {name: StoredItem.decoded(item, refreshed) for name, item, refreshed in pairs if item is not None}
-        found = [entry for part in opened.ranges for entry in part]
-        return _Read(opened.now, opened.version, _is_listed(opened.row), items, found)
+        ends = [end for found in opened.ranges for end in found]
+        return _Read(opened.now, opened.version, _is_listed(opened.row), items, ends)
 
     async def _range(self, wanted: EntryRange) -> list[tuple[str, bytes]]:
         return (await self._open((), [wanted])).ranges[0]
 
-    async def _pages(self, part: Part) -> AsyncIterator[list[tuple[str, bytes]]]:
+    async def _pages(self, *parts: Part) -> AsyncIterator[list[list[tuple[str, bytes]]]]:
+        """Entries of the first collection, and of the others those of the same items; each page is of one moment."""
         after = None
         while True:
-            found = await self._range(EntryRange(part, after=after, limit=_PAGE))
-            yield found
-            if len(found) < _PAGE:
+            opened = await self._open((), [EntryRange(part, after=after, limit=_PAGE) for part in parts])
+            yield opened.ranges
+            if len(opened.ranges[0]) < _PAGE:
                 return
-            after = found[-1][0]
+            after = opened.ranges[0][-1][0]
+
+    async def _live(self, page: list[tuple[str, bytes]]) -> dict[str, StoredItem]:
+        items = {entry: StoredItem.decoded(data) for entry, data in page}
+        ended = {entry for entry, item in items.items() if not item.is_live(self._now)}
+        refreshed = await self.get(ended) if ended else {}
+        return {entry: item for entry, item in items.items() if entry not in ended} | refreshed
 
     async def _open(self, entries: Sequence[tuple[Part, str]], ranges: Sequence[EntryRange]) -> Opened:
         opened = await self._access.open(self._key, entries=entries, ranges=ranges)
-        self._now = opened.now
+        self._now, self._version = opened.now, opened.version
         return opened
 
 
 class _Read(NamedTuple):
-    """Items at one moment, and what there is in a range beside them."""
+    """Items at one moment, and the next ends of some."""
 
     now: int
     version: Version
     is_listed: bool
     items: dict[str, StoredItem]
     """By their entries; also those that are past their time."""
-    found: list[tuple[str, bytes]]
+    ends: list[tuple[str, bytes]]
 
     def live(self) -> dict[str, StoredItem]:
         return {entry: item for entry, item in self.items.items() if item.is_live(self.now)}
@@ -260,6 +275,10 @@ def _put(items: Mapping[str, NewItem | None], read: _Read) -> Changes:
             is_update = old is not None and old.is_live(read.now)
             changes.put(entry, new, old.created_at if old is not None and is_update else read.now, read.now)
     return changes
+
+
+def _due(ends: Sequence[tuple[str, bytes]], now: int) -> list[tuple[str, str]]:
+    return [(end, entry.decode()) for end, entry in ends if time_of(end) <= now]
 
 
 def _vectors(entry: bytes) -> tuple[str, Vectors]:

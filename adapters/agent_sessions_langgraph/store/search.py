@@ -6,6 +6,7 @@ import asyncio
 import heapq
 from collections import defaultdict
 from collections.abc import Awaitable, Callable, Iterable, Sequence
+from functools import partial
 from typing import NamedTuple, TypeVar
 
 import anyio.to_thread
@@ -19,6 +20,7 @@ from .items import StoredItem, Vectors
 from .names import Namespace, literal_prefix, matches
 from .namespace import StoredNamespace
 
+S = TypeVar("S")
 T = TypeVar("T")
 
 _AT_ONCE = 16
@@ -44,11 +46,11 @@ async def search(access: Access, op: SearchOp, query: Vector | None) -> list[Sea
     if query is None and not op.filter:
         found = await _newest(places, last)
     else:
-        read = await together(_candidates(place, has_query=query is not None) for place in places)
-        found = await _computed([one for some in read for one in some], lambda all: _best(all, op, query))
+        read = await together(_items if query is None else _items_and_vectors, places)
+        found = await _computed([one for some in read for one in some], partial(_best, op=op, query=query))
     found = found[first:last]
     if op.refresh_ttl:
-        await together(place.refresh(items) for place, items in _by_place(found))
+        await together(_refresh, _by_place(found))
     return await _computed(found, _as_search_items)
 
 
@@ -60,38 +62,37 @@ async def list_namespaces(access: Access, op: ListNamespacesOp) -> list[Namespac
     found: dict[Namespace, None] = {}
     async for page in Directory(access).under(literal_prefix(conditions)):
         matching = [namespace for namespace in page if all(matches(namespace, one) for one in conditions)]
-        for start in range(0, len(matching), _NAMESPACES_AT_ONCE):
-            if len(found) >= last:
-                break
-            unknown = [one for one in matching[start : start + _NAMESPACES_AT_ONCE] if one[: op.max_depth] not in found]
-            have_items = await together(StoredNamespace(access, one).has_items() for one in unknown)
-            found |= {
-                one[: op.max_depth]: None for one, has_items in zip(unknown, have_items, strict=True) if has_items
-            }
+        while matching and len(found) < last:
+            some = min(_NAMESPACES_AT_ONCE, last - len(found))
+            unknown = [one for one in matching[:some] if one[: op.max_depth] not in found]
+            have_items = await together(lambda one: StoredNamespace(access, one).has_items(), unknown)
+            pairs = zip(unknown, have_items, strict=True)
+            found |= {one[: op.max_depth]: None for one, has_items in pairs if has_items}
+            matching = matching[some:]
         if len(found) >= last:
             break
     return list(found)[first:last]
 
 
-async def together(work: Iterable[Awaitable[T]]) -> list[T]:
-    """Await them all, some at a time; the results in the same order."""
+async def together(work: Callable[[S], Awaitable[T]], subjects: Iterable[S]) -> list[T]:
+    """Do it for all of them, some at a time; the results are in their order."""
     gate = asyncio.Semaphore(_AT_ONCE)
 
-    async def one(awaitable: Awaitable[T]) -> T:
+    async def one(subject: S) -> T:
         async with gate:
-            return await awaitable
+            return await work(subject)
 
-    return await asyncio.gather(*map(one, work))
+    return await asyncio.gather(*map(one, subjects))
 
 
 async def _newest(places: Sequence[StoredNamespace], most: int) -> list[_Found]:
     """The newest items of these namespaces.
 
-    Listings may name items that are gone: then they are read again, further.
+    A listing may name items that are gone. If too few are left, more of it is read.
     """
     window = most
     while True:
-        listings = await together(place.newest(window) for place in places)
+        listings = await together(partial(StoredNamespace.newest, limit=window), places)
         merged = (
             (stamp, entry, place) for place, one in zip(places, listings, strict=True) for stamp, entry in one.places
         )
@@ -99,7 +100,7 @@ async def _newest(places: Sequence[StoredNamespace], most: int) -> list[_Found]:
         named: defaultdict[StoredNamespace, list[tuple[str, str]]] = defaultdict(list)
         for stamp, entry, place in top:
             named[place].append((stamp, entry))
-        read = await together(place.at(of_place) for place, of_place in named.items())
+        read = await together(lambda one: one[0].at(one[1]), named.items())
         found = [_Found(place, *one) for place, items in zip(named, read, strict=True) for one in items.items()]
         is_all = all(one.is_all for one in listings) and len(top) == sum(len(one.places) for one in listings)
         if is_all or len(found) >= most:
@@ -107,15 +108,12 @@ async def _newest(places: Sequence[StoredNamespace], most: int) -> list[_Found]:
         window *= _WINDOW_GROWTH
 
 
-async def _candidates(place: StoredNamespace, *, has_query: bool) -> list[_Found]:
-    if not has_query:
-        return [_Found(place, entry, item) for entry, item in (await place.all()).items()]
-    vectors = await place.vectors()
-    items = await place.all()
-    missing = [entry for entry, item in items.items() if item.is_indexed and item.stamp not in vectors]
-    if missing:
-        vectors |= await place.vectors_of(missing)  # they were put between the two reads
-    return [_Found(place, entry, item, vectors.get(item.stamp)) for entry, item in items.items()]
+async def _items(place: StoredNamespace) -> list[_Found]:
+    return [_Found(place, entry, item) for entry, item in (await place.all()).items()]
+
+
+async def _items_and_vectors(place: StoredNamespace) -> list[_Found]:
+    return [_Found(place, entry, *read) for entry, read in (await place.all_with_vectors()).items()]
 
 
 def _best(candidates: list[_Found], op: SearchOp, query: Vector | None) -> list[_Found]:
@@ -128,6 +126,11 @@ def _best(candidates: list[_Found], op: SearchOp, query: Vector | None) -> list[
 
 def _as_search_items(found: list[_Found]) -> list[SearchItem]:
     return [one.item.as_search_item(one.place.namespace, one.score) for one in found]
+
+
+async def _refresh(read: tuple[StoredNamespace, dict[str, StoredItem]]) -> None:
+    place, items = read
+    await place.refresh(items)
 
 
 def _by_place(found: list[_Found]) -> list[tuple[StoredNamespace, dict[str, StoredItem]]]:

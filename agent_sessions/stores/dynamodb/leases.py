@@ -13,9 +13,8 @@ from typing import NamedTuple
 
 from agent_sessions.stores.base import Key, Lease, LeaseWanted
 from agent_sessions.stores.dynamodb.expiry import DAY, seconds
-from agent_sessions.stores.dynamodb.keys import partition
-from agent_sessions.stores.dynamodb.memory import Memory
-from agent_sessions.stores.dynamodb.records import (
+from agent_sessions.stores.dynamodb.layout.keys import partition
+from agent_sessions.stores.dynamodb.layout.records import (
     Change,
     Held,
     Record,
@@ -25,7 +24,8 @@ from agent_sessions.stores.dynamodb.records import (
     optional,
     read_record,
 )
-from agent_sessions.stores.dynamodb.requests import Refused, Requests
+from agent_sessions.stores.dynamodb.memory import Memory
+from agent_sessions.stores.dynamodb.service.requests import Item, Refused, Requests
 from agent_sessions.stores.dynamodb.times import Times
 
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.1, 1.0
@@ -65,6 +65,10 @@ class Leases:
     def is_held_by_another(self, partition: str, held: Held | None, owner: str) -> bool:
         """Whether a lease, just read, is in the way."""
         self.observe(partition, held)
+        return self.was_held_by_another(partition, held, owner)
+
+    def was_held_by_another(self, partition: str, held: Held | None, owner: str) -> bool:
+        """The same of a lease that was read some time ago: it tells nothing of how long the present one stands."""
         return held is not None and held.owner != owner and held.nonce != self.dead(partition)
 
     async def take(self, key: Key, wanted: LeaseWanted) -> tuple[Record, bool]:
@@ -77,15 +81,26 @@ class Leases:
             if self.is_held_by_another(place, record.lease, wanted.owner):
                 return record, False
         held = new_lease(wanted.owner, wanted.ms, now, now)
+        ends = seconds(now + wanted.ms)
+        goes_at: int | None = None
         condition, given = "attribute_not_exists(lo)", {}
         if (dead := self.dead(place)) is not None:
             condition, given = f"{condition} OR ln = :dead", {"dead": binary(dead)}
         for _ in range(_TRIES):
-            change = Change().lease(held).stay_for(seconds(now + wanted.ms) + DAY).given(**given)
+            change = Change().lease(held).given(**given)
+            if goes_at is None:
+                change.stay_for(ends + DAY).given(ends=number(ends))
+                stays = "attribute_not_exists(x) OR x > :ends"
+            else:  # of what is absent since long: DynamoDB would delete it under the lease
+                change.set("x", number(ends + DAY)).given(goes_at=number(goes_at))
+                stays = "x = :goes_at"
             try:
-                item = await self._requests.update(place, change.expression, change.values, condition)
+                item = await self._requests.update(
+                    place, change.expression, change.values, f"({condition}) AND ({stays})"
+                )
             except Refused as refused:
                 record = read_record(key, refused.item)
+                goes_at = _goes_at(refused.item, ends)
             else:
                 self.observe(place, held)
                 self._pauses.forget(wanted.owner)
@@ -156,6 +171,12 @@ class Leases:
         pause = self._pauses.get(owner) or _FIRST_PAUSE_S
         self._pauses.keep(owner, min(pause * 2, _LONGEST_PAUSE_S))
         await asyncio.sleep(min(seconds, _LONGEST_PAUSE_S, pause * random.uniform(1, 1.5)))
+
+
+def _goes_at(item: Item | None, ends: int) -> int | None:
+    """When DynamoDB deletes a record, if that is before a lease ends."""
+    x = int(item["x"]["N"]) if item is not None and "x" in item else None
+    return x if x is not None and x <= ends else None
 
 
 def _end(record: Record, wanted: int) -> int:

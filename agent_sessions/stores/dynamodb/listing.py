@@ -7,20 +7,30 @@ over eight partitions of the index, so that no tenant is bound to what one parti
 
 from __future__ import annotations
 
-from contextlib import aclosing, suppress
+from collections.abc import Awaitable, Callable
+from contextlib import aclosing
 from functools import partial
 from typing import Any
 
 import msgspec
 
 from agent_sessions.stores.base import Cursor, Found, Key, Keys, Kind, Page, Row
-from agent_sessions.stores.dynamodb.keys import RECORD, active_at, key_of, partition, place, tenant_shards, user_index
-from agent_sessions.stores.dynamodb.payloads import Torn
+from agent_sessions.stores.dynamodb.layout.keys import (
+    RECORD,
+    active_at,
+    key_of,
+    partition,
+    place,
+    tenant_shards,
+    user_index,
+)
+from agent_sessions.stores.dynamodb.layout.payloads import Torn
+from agent_sessions.stores.dynamodb.layout.records import Record, read_record
 from agent_sessions.stores.dynamodb.reading import Reader
-from agent_sessions.stores.dynamodb.records import Record, read_record
-from agent_sessions.stores.dynamodb.requests import Item, Requests, gather, item_key
-from agent_sessions.stores.dynamodb.table import BY_TENANT, BY_USER
+from agent_sessions.stores.dynamodb.service.requests import Item, Requests, gather, item_key
+from agent_sessions.stores.dynamodb.service.table import BY_TENANT, BY_USER
 
+_NOBODY = Key("", "session", "")  # whose record without a life this was, its name may not tell
 _NEWEST = b"\xff"
 _LIVE = "attribute_not_exists(g) OR g > :now"
 
@@ -28,8 +38,9 @@ _LIVE = "attribute_not_exists(g) OR g > :now"
 class Listing:
     """Finds, counts and scans."""
 
-    def __init__(self, requests: Requests) -> None:
+    def __init__(self, requests: Requests, read_row: Callable[[Key], Awaitable[Row | None]]) -> None:
         self._requests = requests
+        self._read_row = read_row
 
     async def find(
         self, tenant: str, kind: Kind, now: int, *, belongs_to: str | None, limit: int, cursor: Cursor | None
@@ -75,7 +86,7 @@ class Listing:
         while not live:
             reply = await self._requests.call("Scan", **arguments)
             for item in reply["Items"]:
-                key = _key(item)
+                key = _key(item) if "c" in item else _NOBODY
                 record = read_record(key, item)
                 if record.is_live(now):
                     live.append(key)
@@ -124,24 +135,19 @@ class Listing:
         items = await self._requests.get_all([(partition(key), RECORD) for key in keys])
         records = {key: read_record(key, items.get((partition(key), RECORD))) for key in keys}
         live = {key: record for key, record in records.items() if record.is_live(now)}
-        fields = await self._fields(live)
-        return {key: record.row(fields[key]) for key, record in live.items() if key in fields}
-
-    async def _fields(self, records: dict[Key, Record]) -> dict[Key, dict[str, bytes]]:
-        """The fields of records; none of one that is changed at this moment again and again."""
-        names = {key: (partition(key), record.life.fields) for key, record in records.items()}
-        asked = [names[key] for key, record in records.items() if record.parts.has_fields]
-        items = await self._requests.get_all(asked)
-        fields: dict[Key, dict[str, bytes]] = {}
-        for key, record in records.items():
-            reader = Reader(self._requests, names[key][0], record)
+        names = {key: (partition(key), record.life.fields) for key, record in live.items() if record.parts.has_fields}
+        fields = await self._requests.get_all(list(names.values()))
+        rows: dict[Key, Row] = {}
+        for key, record in live.items():
             try:
-                fields[key] = await reader.fields_in(items.get(names[key])) if record.parts.has_fields else {}
-            except Torn:
-                with suppress(Torn):  # changed between the two requests: once more, one after the other
-                    records[key] = read_record(key, await self._requests.get(names[key][0]))
-                    fields[key] = await Reader(self._requests, names[key][0], records[key]).fields()
-        return fields
+                item = fields.get(names[key]) if key in names else None
+                reader = Reader(self._requests, partition(key), record)
+                rows[key] = record.row(await reader.fields_in(item) if key in names else {})
+            except Torn:  # changed between the two requests, or not in its place yet
+                row = await self._read_row(key)
+                if row is not None:
+                    rows[key] = row
+        return rows
 
 
 def _shards(tenant: str, kind: Kind, belongs_to: str | None) -> tuple[str, list[str]]:

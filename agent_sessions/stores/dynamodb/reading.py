@@ -11,10 +11,11 @@ import msgspec
 from msgspec import Struct, field
 
 from agent_sessions.stores.base import Discreet, EntryRange, Known, LogHead, LogRead, LogWanted, Part, Wanted
-from agent_sessions.stores.dynamodb.keys import Life, Span, name_in, part_in
-from agent_sessions.stores.dynamodb.payloads import Torn, payloads
-from agent_sessions.stores.dynamodb.records import Log, Record
-from agent_sessions.stores.dynamodb.requests import Item, Requests, gather
+from agent_sessions.stores.dynamodb.layout.keys import Life, Span, name_in, part_in, revision_in
+from agent_sessions.stores.dynamodb.layout.parts import Log, Parts, decode_parts
+from agent_sessions.stores.dynamodb.layout.payloads import Torn, payloads
+from agent_sessions.stores.dynamodb.layout.records import Record
+from agent_sessions.stores.dynamodb.service.requests import Item, Requests, gather
 
 _MOST_FRAMES_ASKED = 500
 """How many frames are read at a time at most where only the end of a log is wanted; 1 MB is always the limit."""
@@ -45,6 +46,11 @@ class Frame(NamedTuple):
     number: int
     """The sequence number of its first item."""
     size: int
+
+    @property
+    def revision(self) -> int:
+        """The commit that wrote it."""
+        return revision_in(self.item["k"]["B"])
 
     @classmethod
     def of(cls, item: Item) -> Frame:
@@ -86,6 +92,14 @@ class Reader:
         contents.entries = next(after) if entries else []
         contents.in_place = bool(moved or wanted.entries or wanted.ranges)
         return contents
+
+    async def directory(self) -> Parts:
+        """The parts as the directory has them."""
+        item = await self._requests.get(self._partition, self._life.directory(self._record.changes.directory))
+        if item is None:
+            raise Torn
+        (data,) = await payloads(self._requests, self._partition, self._life, [item])
+        return decode_parts(data)
 
     async def fields(self) -> dict[str, bytes]:
         """The record's fields."""
@@ -195,16 +209,9 @@ class Reader:
             return None
         return await self._items(frames, wanted.count, log.count)
 
-    async def frames_from(self, number: int, first: int) -> list[Frame]:
-        """The frames of the items from the place `first` on, and any dead ones between them, the newest first."""
-        log = self._record.parts.logs[number]
-        frames: list[Frame] = []
-        async with aclosing(self._frames(number, log, log.count - first)) as found:
-            async for frame in found:
-                frames.append(frame)
-                if frame.at <= first:
-                    return frames
-        raise Torn
+    async def frame_at(self, number: int, index: int) -> Frame:
+        """The frame that holds the item at a place of a log."""
+        return (await self._live(number, self._record.parts.logs[number], index))[-1]
 
     async def _live(self, number: int, log: Log, first: int, *, after: int = 0) -> list[Frame]:
         """The frames that hold the items from the place `first` on, the newest first.

@@ -16,32 +16,55 @@ from collections.abc import Iterable
 from functools import partial
 
 import msgspec
+from msgspec import Struct, structs
 
 from agent_sessions.errors import StoreUnavailableError
 from agent_sessions.stores.base import Commit, Discreet, Key
 from agent_sessions.stores.dynamodb.expiry import DAY, seconds
-from agent_sessions.stores.dynamodb.keys import Life, Span
-from agent_sessions.stores.dynamodb.payloads import Large, large_of, read_large
-from agent_sessions.stores.dynamodb.records import Change, Record, binary, number, read_record, remembered
-from agent_sessions.stores.dynamodb.requests import MOST_BYTES, Item, Refused, Requests, gather, item_key
+from agent_sessions.stores.dynamodb.layout.keys import Life, Span
+from agent_sessions.stores.dynamodb.layout.payloads import Large, Torn, large_of, read_large
+from agent_sessions.stores.dynamodb.layout.records import (
+    NEVER,
+    Change,
+    Record,
+    binary,
+    number,
+    read_record,
+    remembered,
+    state_lost,
+)
+from agent_sessions.stores.dynamodb.service.requests import MOST_BYTES, Item, Refused, Requests, gather, item_key
 from agent_sessions.stores.dynamodb.writing import MOST_WRITES, Op, Plan, garbage
 
 
-class Staged(Discreet, msgspec.Struct, array_like=True, frozen=True):
+class Staged(Discreet, Struct, array_like=True, frozen=True):
     """What a record says of a commit that is published and not yet in its places."""
 
     ops: Large
     expires: int | None
 
 
-class Pending(Discreet, msgspec.Struct, array_like=True, frozen=True):
-    """What a record says of a stage that is being filled: for which life and revision, and where."""
+class Pending(Discreet, Struct, array_like=True, frozen=True):
+    """What a record says of a stage that is being filled: on which life and revision, since when, and where."""
 
     life: bytes
     revision: int
+    begun: int
     own_life: bytes
     stage: bytes
 
+    def is_dead(self, record: Record, now: int) -> bool:
+        """Whether it can't be published any more: the session has changed, or it was begun long ago."""
+        return (self.life, self.revision) != (record.life.id, record.commits.revision) or self.begun + _DEAD_MS <= now
+
+    @property
+    def span(self) -> Span:
+        """Its pieces."""
+        return Life(self.own_life).pieces(self.stage)
+
+
+_DEAD_MS = DAY * 1000
+_MOST_GARBAGE = 100  # more of it, which only many large values at once leave, is swept all the same, but not recorded
 
 _ops_decoder = msgspec.msgpack.Decoder(list[Op])
 _staged_decoder = msgspec.msgpack.Decoder(Staged)
@@ -71,8 +94,8 @@ class Stages:
         condition, given = self._condition(plan.found, commit, now, dead_lease)
         mine: frozenset[bytes] = frozenset()
         if len(plan.pieces):
-            mine = frozenset((self._pending(plan),))
-            await self._fill(partition, plan, mine, condition, given, now)
+            mine = frozenset((self._pending(plan, now),))
+            await self._fill(partition, plan, mine, condition, given)
             condition += " AND contains(pd, :mine)"
             given["mine"] = binary(next(iter(mine)))
         change = (
@@ -81,9 +104,11 @@ class Stages:
             .lease(plan.record.lease)
             .given(**given)
         )
-        change.add("gb", plan.garbage).discard("pd", mine)
+        change.add("gb", frozenset(sorted(plan.garbage)[:_MOST_GARBAGE])).discard("pd", mine)
         if plan.found.deletions and not remembered(plan.found.deletions, now):
             change.remove("dm")
+        if plan.found.stage is not None and ops is None:
+            change.remove("st")  # of a session that is past its end: nobody needs it in its places
         try:
             if ops is None:
                 await self._transact(partition, plan, change, condition)
@@ -94,14 +119,16 @@ class Stages:
         except Refused as refused:
             found = read_record(key, refused.item)
             if mine and found.commits.find(commit.id) is None:
-                await self._discard_stage(partition, mine)
+                await self.sweep(partition, found, now, dead=mine)
             raise
 
     async def _fill(
-        self, partition: str, plan: Plan, mine: frozenset[bytes], condition: str, given: dict[str, Item], now: int
+        self, partition: str, plan: Plan, mine: frozenset[bytes], condition: str, given: dict[str, Item]
     ) -> None:
         """Enter the stage in the record, and write its pieces."""
-        change = Change().add("pd", mine).stay_for(seconds(now) + DAY).given(**given)
+        change = Change().add("pd", mine).given(**given)
+        if not plan.found.life.id:
+            change.set("x", number(NEVER))  # it is all that knows of the pieces
         await self._requests.update(partition, change.expression, change.values, condition)
         await self._requests.put_all(plan.pieces.items(partition, plan.expires))
 
@@ -127,27 +154,32 @@ class Stages:
         if not found.life.id:
             return f"attribute_not_exists(c) AND ({free})", given
         given |= {"was": binary(found.commits.ids), "now": number(now)}
-        lives = "(attribute_not_exists(g) OR g > :now)" if found.is_live(now) else "g <= :now"
-        return f"c = :was AND {lives} AND attribute_not_exists(st) AND ({free})", given
+        in_force = "(attribute_not_exists(g) OR g > :now) AND attribute_not_exists(st)"
+        as_found = in_force if found.is_live(now) else "g <= :now"
+        return f"c = :was AND {as_found} AND ({free})", given
 
     @staticmethod
-    def _pending(plan: Plan) -> bytes:
-        found = plan.found
-        return msgspec.msgpack.encode(
-            Pending(found.life.id, found.commits.revision, plan.record.life.id, plan.pieces.stage)
-        )
+    def _pending(plan: Plan, now: int) -> bytes:
+        life, revision = plan.found.life.id, plan.found.commits.revision
+        return msgspec.msgpack.encode(Pending(life, revision, now, plan.record.life.id, plan.pieces.stage))
 
     # ------------------------------------------------------------------------------------------------- finishing
 
     async def finish(self, key: Key, partition: str, record: Record) -> Record:
-        """Bring a published commit to its places, and return the record as it is then.
+        """Bring a published commit to its places, unless somebody else does; return the record as it is then.
 
         Raises:
-            Torn: Somebody else has finished it meanwhile.
+            StateLostError: A piece of it is gone.
         """
         assert record.stage is not None
         staged = _staged_decoder.decode(record.stage)
-        ops = _ops_decoder.decode(await read_large(self._requests, partition, record.life, staged.ops))
+        try:
+            ops = _ops_decoder.decode(await read_large(self._requests, partition, record.life, staged.ops))
+        except Torn:
+            current = read_record(key, await self._requests.get(partition))
+            if current.stage == record.stage:
+                raise state_lost(key) from None
+            return current
         still: Item = {
             "Key": item_key(partition),
             "ConditionExpression": "st = :st",
@@ -167,60 +199,58 @@ class Stages:
 
     # ------------------------------------------------------------------------------------------------- sweeping
 
-    async def sweep(self, partition: str, record: Record, now: int) -> None:
-        """Delete what nobody can reach any more, and let the record forget it. Another time, if the store is away."""
-        due = {raw: _garbage_decoder.decode(raw) for raw in record.garbage}
-        due = {raw: span for raw, span in due.items() if span[2] <= now}
-        dead = _dead(record)
-        if not due and not dead:
-            return
+    async def sweep(self, partition: str, record: Record, now: int, *, dead: frozenset[bytes] = frozenset()) -> Record:
+        """Delete what nobody can reach any more, and let the record forget it; return what it is then.
+
+        If the store is away, it stays in the record, and whoever comes next will do it.
+        """
         try:
-            spans = [(low, high) for low, high, _ in due.values()]
-            await gather([partial(self._delete, partition, span) for span in spans])
-            for raw in dead:
-                await self._discard_stage(partition, frozenset((raw,)))
+            record = await self._give_up(partition, record, dead | _dead(record, now))
+            due = {raw: _garbage_decoder.decode(raw) for raw in record.garbage}
+            due = {raw: span for raw, span in due.items() if span[2] <= now}
+            if not due:
+                return record
+            await gather([partial(self._delete, partition, (low, high)) for low, high, _ in due.values()])
             await self._forget(partition, record, frozenset(due), now)
+            return structs.replace(record, garbage=record.garbage - due.keys())
         except StoreUnavailableError:
-            return  # it is still in the record: whoever comes next will do it
+            return record
+
+    async def _give_up(self, partition: str, record: Record, dead: frozenset[bytes]) -> Record:
+        """Leave dead stages to the sweep. From here on they can't be published."""
+        if not dead:
+            return record
+        spans = frozenset(garbage(_pending_decoder.decode(raw).span) for raw in dead)
+        change = Change().discard("pd", dead).add("gb", spans)
+        try:
+            await self._requests.update(partition, change.expression, change.values, "attribute_exists(p)")
+        except Refused:
+            return record  # swept as a whole, pieces and all
+        return structs.replace(record, pending=record.pending - dead, garbage=record.garbage | spans)
 
     async def _delete(self, partition: str, span: Span) -> None:
         async for page in self._requests.query(partition, span, only="k, o"):
             for item in page:
                 ref = large_of(item)
                 if ref is not None:
-                    life = item["k"]["B"][:8]
-                    await self._delete(partition, Life(life).pieces(ref.stage, ref.first, ref.count))
+                    life = Life(item["k"]["B"][:8])
+                    await self._delete(partition, life.pieces(ref.stage, ref.first, ref.count))
             await self._requests.delete_all([(partition, item["k"]["B"]) for item in page])
 
-    async def _discard_stage(self, partition: str, raw: frozenset[bytes]) -> None:
-        for one in raw:
-            pending = _pending_decoder.decode(one)
-            await self._delete(partition, Life(pending.own_life).pieces(pending.stage))
-        change = Change().discard("pd", raw)
-        try:
-            await self._requests.update(partition, change.expression, change.values, "attribute_exists(p)")
-        except Refused:
-            return  # the record is swept
-
     async def _forget(self, partition: str, record: Record, swept: frozenset[bytes], now: int) -> None:
-        if not swept:
-            return
         change = Change().discard("gb", swept)
         condition = "attribute_exists(p)"
         if not record.life.id and swept == record.garbage:
             change.set("x", number(seconds(now) + DAY))  # nothing keeps what is left of the record any longer
-            condition = "attribute_not_exists(c) AND attribute_exists(p)"
+            condition = "attribute_exists(p) AND attribute_not_exists(c)"
         try:
             await self._requests.update(partition, change.expression, change.values, condition)
         except Refused:
             return  # made again, or gone: the next sweep forgets it
 
 
-def _dead(record: Record) -> list[bytes]:
-    """The stages that can't be published any more: the session has changed since they were begun."""
-    now = (record.life.id, record.commits.revision)
-    decoded = ((raw, _pending_decoder.decode(raw)) for raw in record.pending)
-    return [raw for raw, pending in decoded if (pending.life, pending.revision) != now]
+def _dead(record: Record, now: int) -> frozenset[bytes]:
+    return frozenset(raw for raw in record.pending if _pending_decoder.decode(raw).is_dead(record, now))
 
 
 def _batches(ops: list[Op]) -> Iterable[list[Op]]:

@@ -1,7 +1,7 @@
 """The store on Amazon DynamoDB: a warm turn is two requests, one write each.
 
 `UpdateItem` takes the lease and brings the record; `TransactWriteItems` writes what is new, under the condition that
-the record is still as it was. What lies where is in `keys.py` and `records.py`.
+the record is still as it was. What lies where is in `layout`.
 """
 
 from __future__ import annotations
@@ -23,7 +23,6 @@ from agent_sessions.errors import (
     SessionConflictError,
     SessionError,
     SessionNotFoundError,
-    StateLostError,
     StoreUnavailableError,
 )
 from agent_sessions.stores.base import (
@@ -41,19 +40,15 @@ from agent_sessions.stores.base import (
     LeaseWanted,
     Opened,
     Page,
+    Row,
     Version,
     Wanted,
 )
-from agent_sessions.stores.dynamodb import table
-from agent_sessions.stores.dynamodb.clients import Clients, Endpoint
-from agent_sessions.stores.dynamodb.expiry import DAY, keep_alive, seconds
-from agent_sessions.stores.dynamodb.keys import partition
-from agent_sessions.stores.dynamodb.leases import Leases
-from agent_sessions.stores.dynamodb.listing import Listing
-from agent_sessions.stores.dynamodb.memory import Memory
-from agent_sessions.stores.dynamodb.payloads import Torn
-from agent_sessions.stores.dynamodb.reading import Contents, Reader
-from agent_sessions.stores.dynamodb.records import (
+from agent_sessions.stores.dynamodb.expiry import DAY, keep_alive, let_go, seconds
+from agent_sessions.stores.dynamodb.layout.keys import partition
+from agent_sessions.stores.dynamodb.layout.payloads import Torn
+from agent_sessions.stores.dynamodb.layout.records import (
+    NEVER,
     NOTHING,
     Change,
     Deletion,
@@ -63,8 +58,15 @@ from agent_sessions.stores.dynamodb.records import (
     number,
     read_record,
     remembered,
+    state_lost,
 )
-from agent_sessions.stores.dynamodb.requests import Item, Refused, Requests
+from agent_sessions.stores.dynamodb.leases import Leases
+from agent_sessions.stores.dynamodb.listing import Listing
+from agent_sessions.stores.dynamodb.memory import Memory
+from agent_sessions.stores.dynamodb.reading import Contents, Reader
+from agent_sessions.stores.dynamodb.service import table
+from agent_sessions.stores.dynamodb.service.clients import Clients, Endpoint
+from agent_sessions.stores.dynamodb.service.requests import Item, Refused, Requests
 from agent_sessions.stores.dynamodb.staging import Stages
 from agent_sessions.stores.dynamodb.times import Times
 from agent_sessions.stores.dynamodb.writing import Plan, Planner, garbage
@@ -78,9 +80,8 @@ PATIENCE_S = 10.0
 MAX_CONNECTIONS = 32
 
 _DELETES_REMEMBERED_MS = 60_000
-_NEVER = 253_402_300_799
 
-_READ_UNSEEN_MS = 5_000
+_READ_UNSEEN_MS = 1_000
 """For so long, at most, a turn that has just taken its lease reads without looking again at the record: nobody else
 may change the session, and a deletion leaves the items where they are for twice as long."""
 
@@ -133,7 +134,7 @@ class DynamoDBStore:
         self._times = Times(clock)
         self._leases = Leases(self._requests, self._times)
         self._stages = Stages(self._requests)
-        self._listing = Listing(self._requests)
+        self._listing = Listing(self._requests, self._row)
         self._records: Memory[str, Record] = Memory(_RECORDS_KEPT)
         self._patience_s = patience_s
 
@@ -173,9 +174,11 @@ class DynamoDBStore:
                 return Opened(now=now, version=ABSENT, row=None, lease=held)
             held = None if record.lease is None or record.lease.until <= now else record.lease.lease
             if not record.is_live(now):
-                await self._stages.sweep(place, record, now) if granted else None
+                if granted:
+                    await self._stages.sweep(place, record, now)
                 return Opened(now=now, version=ABSENT, row=None, granted=granted, lease=held)
             try:
+                record = await self._whole(place, record)
                 contents = await Reader(self._requests, place, record).read(wanted, known)
                 alone = granted and self._times.monotonic_ms() - begun < min(_READ_UNSEEN_MS, lease.ms if lease else 0)
                 if contents.in_place and not alone:
@@ -184,7 +187,7 @@ class DynamoDBStore:
                 current = read_record(key, await self._requests.get(place))
                 if current.life == record.life and current.commits.version == record.commits.version:
                     if lost_at == record.commits.version:
-                        raise _state_lost(key) from None
+                        raise state_lost(key) from None
                     lost_at = record.commits.version  # once more: it may have been the last steps of that very commit
                 if asyncio.get_running_loop().time() > give_up:
                     raise StoreUnavailableError(f"{name_of(key)} changes faster than it can be read") from None
@@ -201,10 +204,34 @@ class DynamoDBStore:
             self._leases.observe(place, record.lease)
         else:
             record, granted = await self._leases.take(key, lease)
-        while record.stage is not None and (granted or lease is None):
+        while record.stage is not None and (granted or lease is None) and record.is_live(self._times.now_ms()):
             record = await self._stages.finish(key, place, record)
-        self._records.keep(place, record)
+        self._keep(place, record)
         return record, granted
+
+    def _keep(self, place: str, record: Record) -> None:
+        """Remember a record, with the directory if that is known."""
+        self._records.keep(place, self._completed(place, record))
+
+    def _completed(self, place: str, record: Record) -> Record:
+        """A record with the directory that is remembered of it, if it is still the same."""
+        kept = self._records.get(place)
+        if record.is_whole or kept is None or kept.directory is None:
+            return record
+        same = kept.life == record.life and kept.changes.directory == record.changes.directory
+        return record.with_directory(kept.directory) if same else record
+
+    async def _whole(self, place: str, record: Record) -> Record:
+        """A record with its directory, which is read if it is not remembered.
+
+        Raises:
+            Torn: There is another by now.
+        """
+        record = self._completed(place, record)
+        if not record.is_whole:
+            record = record.with_directory(await Reader(self._requests, place, record).directory())
+            self._records.keep(place, record)
+        return record
 
     async def _check_unchanged(self, key: Key, record: Record) -> None:
         current = read_record(key, await self._requests.get(partition(key)))
@@ -221,19 +248,22 @@ class DynamoDBStore:
         give_up = asyncio.get_running_loop().time() + self._patience_s
         found, is_fresh, tries = self._records.get(place), False, 0
         while True:
+            if found is None and commit.expected == ABSENT:
+                found = NOTHING  # most likely; if not, the refusal brings the record
             if found is None or (not is_fresh and not self._fits(place, found, commit)):
                 found, is_fresh = read_record(key, await self._requests.get(place)), True
-            if found.stage is not None:
+            now = self._times.now_ms()
+            if found.stage is not None and found.is_live(now):
                 found, is_fresh = await self._stages.finish(key, place, found), True
                 continue
-            now = self._times.now_ms()
             old = found if found.is_live(now) else NOTHING
             if (revision := old.commits.find(commit.id)) is not None:
-                self._records.keep(place, found)
+                self._keep(place, found)
                 return _repeated(commit, revision)
             if is_fresh:
-                self._refuse(key, place, found, old, commit, now)
+                await self._refuse(key, place, found, old, commit, now)
             try:
+                found = await self._whole(place, found)
                 plan = await self._plan(key, found, commit, now)
                 dead = self._leases.dead(place)
                 await self._stages.carry_out(key, place, plan, commit, now, dead_lease=dead)
@@ -255,17 +285,19 @@ class DynamoDBStore:
         old = found if found.is_live(now) else NOTHING
         if commit.expected is not None and commit.expected != old.commits.version:
             return False
-        return not self._leases.is_held_by_another(place, found.lease, commit.owner)
+        return not self._leases.was_held_by_another(place, found.lease, commit.owner)
 
-    def _refuse(self, key: Key, place: str, found: Record, old: Record, commit: Commit, now: int) -> None:
+    async def _refuse(self, key: Key, place: str, found: Record, old: Record, commit: Commit, now: int) -> None:
         """Raise what keeps a commit that is not stored yet from being stored."""
         expected, version = commit.expected, old.commits.version
         if expected is not None and expected != version:
-            self._records.keep(place, found)
+            self._keep(place, found)
             if old is NOTHING:
+                await self._stages.sweep(place, found, now)
                 raise SessionNotFoundError(f"{name_of(key)} does not exist, was deleted, or is past its time")
             raise _overtaken(key, commit, expected, version.revision)
         if self._leases.is_held_by_another(place, found.lease, commit.owner):
+            self._keep(place, found)
             assert found.lease is not None
             raise SessionBusyError(f"{name_of(key)} is held by {found.lease.owner}; nothing was stored")
 
@@ -281,14 +313,20 @@ class DynamoDBStore:
         """What follows a commit that is stored: its last steps, which anybody else would do as well."""
         record = plan.record
         self._leases.observe(place, record.lease)
-        self._records.keep(place, record)
+        if plan.is_staged:
+            self._records.forget(
+                place
+            )  # not even for a moment what is not in its places: another thread would plan on it
+        else:
+            self._keep(place, record)
         with suppress(StoreUnavailableError, Torn):
             if plan.is_staged:
-                self._records.forget(place)
                 record = read_record(key, await self._requests.get(place))
                 while record.stage is not None:
                     record = await self._stages.finish(key, place, record)
-            await self._stages.sweep(place, record, now)
+            self._keep(place, await self._stages.sweep(place, record, now))
+            if old is not NOTHING and old.gone_at is None and record.gone_at is not None:
+                await let_go(self._requests, place, record, now)
         return Committed(plan.record.commits.version, old.commits.version, plan.record.row(None), plan.heads)
 
     async def commit_status(self, key: Key, commit_id: bytes, *, since: Version) -> CommitStatus:
@@ -305,14 +343,14 @@ class DynamoDBStore:
         record = await self._leases.renew(key, owner, ms)
         if record is None:
             return False
-        self._records.keep(partition(key), record)
+        self._keep(partition(key), record)
         return True
 
     async def release(self, key: Key, owner: str) -> None:
         """See `Store.release`."""
         record = await self._leases.release(key, owner)
         if record is not None:
-            self._records.keep(partition(key), record)
+            self._keep(partition(key), record)
             await self._stages.sweep(partition(key), record, self._times.now_ms())
 
     async def unlock(self, key: Key) -> Lease | None:
@@ -329,6 +367,7 @@ class DynamoDBStore:
     async def delete(self, key: Key, write_id: bytes) -> bool:
         """See `Store.delete`. One write takes the session out of reach; its items are deleted after it."""
         place = partition(key)
+        give_up = asyncio.get_running_loop().time() + self._patience_s
         self._records.forget(place)
         record = read_record(key, await self._requests.get(place))
         while True:
@@ -343,6 +382,8 @@ class DynamoDBStore:
                 item = await self._end(place, record, kept, existed, now)
             except Refused as refused:
                 record = read_record(key, refused.item)
+                if asyncio.get_running_loop().time() > give_up:
+                    raise StoreUnavailableError(f"{name_of(key)} changes faster than it can be deleted") from None
                 continue
             if existed:
                 self._leases.observe(place, None)
@@ -365,7 +406,7 @@ class DynamoDBStore:
         recent = existed and record.lease is not None and now - record.lease.since < 2 * _READ_UNSEEN_MS
         not_before = record.lease.since + 2 * _READ_UNSEEN_MS if recent and record.lease is not None else 0
         change.add("gb", frozenset((garbage(record.life.everything, not_before),)))
-        change.set("x", number(_NEVER))  # until all is swept
+        change.set("x", number(NEVER))  # until all is swept
         if existed:
             change.lease(None)
         return await self._requests.update(place, change.expression, change.values, condition)
@@ -382,6 +423,9 @@ class DynamoDBStore:
         """See `Store.find`."""
         now = self._times.now_ms()
         return await self._listing.find(tenant, kind, now, belongs_to=belongs_to, limit=limit, cursor=cursor)
+
+    async def _row(self, key: Key) -> Row | None:
+        return (await self.open(key, wanted=Wanted(values=False))).row
 
     async def count(self, tenant: str, kind: Kind, *, belongs_to: str | None = None) -> int:
         """See `Store.count`."""
@@ -455,11 +499,4 @@ def _overtaken(key: Key, commit: Commit, expected: Version, revision: int) -> Se
         )
     return SessionConflictError(
         f"{name_of(key)} is at revision {revision}, not at the expected {expected.revision}: open it again"
-    )
-
-
-def _state_lost(key: Key) -> StateLostError:
-    return StateLostError(
-        f"a part of {name_of(key)} that its record counts is no longer in the table (deleted by hand, or by another "
-        "program's TTL)"
     )

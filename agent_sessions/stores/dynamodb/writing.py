@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from contextlib import aclosing
 from typing import Any
 
 import msgspec
@@ -12,11 +13,12 @@ from agent_sessions.errors import CommitTooLargeError
 from agent_sessions.stores.base import CollectionChange, Commit, Discreet, Key, LogChange, LogHead, Part
 from agent_sessions.stores.commit_ring import CommitRing
 from agent_sessions.stores.dynamodb.expiry import expiry_of, sooner
-from agent_sessions.stores.dynamodb.keys import Life, Span
-from agent_sessions.stores.dynamodb.payloads import PIECE_BYTES, Large, Pieces, large_of, with_expiry
+from agent_sessions.stores.dynamodb.layout.keys import Life, Span
+from agent_sessions.stores.dynamodb.layout.parts import MOST_IN_RECORD, Changes, Parts, encode
+from agent_sessions.stores.dynamodb.layout.payloads import PIECE_BYTES, Large, Pieces, large_of, with_expiry
+from agent_sessions.stores.dynamodb.layout.records import NOTHING, Held, Record, name_of, new_lease
 from agent_sessions.stores.dynamodb.reading import Reader
-from agent_sessions.stores.dynamodb.records import NOTHING, Held, Record, name_of, new_lease
-from agent_sessions.stores.dynamodb.requests import MOST_BYTES, Item, Requests
+from agent_sessions.stores.dynamodb.service.requests import MOST_BYTES, Item, Requests
 
 MOST_WRITES = 99
 """The most items of a transaction, without the record."""
@@ -24,7 +26,7 @@ MOST_WRITES = 99
 _LARGE_BYTES = (PIECE_BYTES, 16_384, 4_096)
 """Payloads above the first go into pieces; those above the others, where a commit has more than one request takes."""
 
-_MOST_PARTS_BYTES = 300_000
+_MOST_PARTS_BYTES = 1_000_000
 
 
 class Op(Discreet, Struct, array_like=True):
@@ -86,9 +88,11 @@ class Planner:
         self._now = now
         self._old = found if found.is_live(now) else NOTHING
         self._reader = Reader(requests, partition, self._old)
-        self._life = self._old.life if self._old.life.id else Life(commit.id)
+        # Not the commit's id: one that is sent again after a deletion would meet the items of its first life.
+        self._life = self._old.life if self._old.life.id else Life(os.urandom(8))
         self._parts = self._old.parts.copy()
         self._revision = self._old.commits.revision + 1
+        self._pieces = Pieces(self._life, os.urandom(8))
         self._ops: dict[bytes, Op] = {}
         self._garbage: set[bytes] = set()
         self._heads: dict[Part, LogHead] = {}
@@ -111,13 +115,16 @@ class Planner:
             await self._change_collection(part, collection)
         if commit.fields:
             await self._change_fields()
-        pieces = self._cut()
+        self._cut()
+        changes, directory = self._settle()
         gone_at = self.gone_at(self._old, commit, self._now)
         expires = expiry_of(gone_at, self._now)
         record = Record(
             life=self._life,
             commits=self._commits(),
             parts=self._parts,
+            changes=changes,
+            directory=directory,
             started_at=self._old.started_at or self._now,
             active_at=self._old.active_at if commit.maintenance else self._now,
             gone_at=gone_at,
@@ -129,11 +136,8 @@ class Planner:
             garbage=self._found.garbage | self._garbage,
             deletions=self._found.deletions,
         )
-        if len(msgspec.msgpack.encode(self._parts)) > _MOST_PARTS_BYTES:
-            message = f"{name_of(self._key)} would have more namespaces, logs and collections than its record can name"
-            raise CommitTooLargeError(message)
         return Plan(
-            self._found, record, list(self._ops.values()), pieces, expires, frozenset(self._garbage), self._heads
+            self._found, record, list(self._ops.values()), self._pieces, expires, frozenset(self._garbage), self._heads
         )
 
     @staticmethod
@@ -216,12 +220,14 @@ class Planner:
     async def _cut_log(self, number: int, kept: int) -> None:
         log = self._parts.logs[number]
         if kept:
-            *dead, oldest = await self._reader.frames_from(number, kept - 1)
+            oldest = await self._reader.frame_at(number, kept - 1)
             log.last = oldest.number + kept - 1 - oldest.at
-            self._garbage.update(garbage((sort_key, sort_key)) for sort_key in (frame.item["k"]["B"] for frame in dead))
+            first_dead = oldest.revision + 1
         else:
-            self._garbage.add(garbage(self._life.frames(number, log.first_frame, self._revision - 1)))
             log.last, log.first_frame = 0, self._revision
+            first_dead = 0
+        if first_dead < self._revision:
+            self._garbage.add(garbage(self._life.frames(number, first_dead, self._revision - 1)))
         log.count, log.cut_at = kept, self._revision
 
     # ------------------------------------------------------------------------------------------------- collections
@@ -256,9 +262,11 @@ class Planner:
     async def _any_left(self, number: int, deleted: set[bytes]) -> bool:
         """Whether a collection has other entries than these: of one more than these, one must be another."""
         limit = min(len(deleted) + 1, 1000)
-        async for page in self._requests.query(self._partition, self._life.entries(number), limit=limit, only="k"):
-            if any(item["k"]["B"] not in deleted for item in page):
-                return True
+        found = self._requests.query(self._partition, self._life.entries(number), limit=limit, only="k")
+        async with aclosing(found) as pages:
+            async for page in pages:
+                if any(item["k"]["B"] not in deleted for item in page):
+                    return True
         return False
 
     # ------------------------------------------------------------------------------------------------- fields
@@ -275,19 +283,37 @@ class Planner:
         self._ops[self._life.fields].tag = self._commit.id
         self._parts.has_fields, self._parts.has_large_fields = True, False
 
+    # ------------------------------------------------------------------------------------------------- parts
+
+    def _settle(self) -> tuple[Changes, Parts | None]:
+        """What the record says of the parts, and the directory under it; a new one if the record would say too much."""
+        old = self._old.changes.directory
+        changes = Changes.between(self._old.directory or Parts(), self._parts, old)
+        if len(encode(changes)) <= MOST_IN_RECORD:
+            return changes, self._old.directory
+        data = encode(self._parts)
+        if len(data) > _MOST_PARTS_BYTES:
+            message = f"{name_of(self._key)} would have more namespaces, logs and collections than can be kept"
+            raise CommitTooLargeError(message)
+        if old:
+            sort_key = self._life.directory(old)
+            self._garbage.add(garbage((sort_key, sort_key)))
+        sort_key = self._life.directory(self._revision)
+        is_small = len(data) <= _LARGE_BYTES[1]
+        self._ops[sort_key] = Op(sort_key, data) if is_small else Op(sort_key, large=self._pieces.put(data))
+        return Changes.between(self._parts, self._parts, self._revision), self._parts
+
     # ------------------------------------------------------------------------------------------------- sizes
 
-    def _cut(self) -> Pieces:
+    def _cut(self) -> None:
         """Move into pieces what an item can't hold, and, of a commit that a transaction can't, all but the small."""
-        pieces = Pieces(self._life, os.urandom(8))
         for above in _LARGE_BYTES:
             for sort_key, op in self._ops.items():
                 if op.data is not None and len(op.data) > above:
-                    op.large, op.data = pieces.put(op.data), None
+                    op.large, op.data = self._pieces.put(op.data), None
                     self._mark(sort_key)
             if sum(len(op.data or b"") for op in self._ops.values()) <= MOST_BYTES:
                 break
-        return pieces
 
     def _mark(self, sort_key: bytes) -> None:
         """Say of a namespace or a collection that something in it lies in pieces: who replaces it must look."""

@@ -18,15 +18,11 @@ import msgspec
 
 from agent_sessions.clock import Clock, SystemClock
 from agent_sessions.errors import (
-    CommitUnknownError,
     SessionBusyError,
-    SessionConflictError,
-    SessionError,
     SessionNotFoundError,
 )
 from agent_sessions.stores.base import (
     ABSENT,
-    COMMITS_REMEMBERED,
     Amend,
     Amended,
     Commit,
@@ -50,7 +46,7 @@ from agent_sessions.stores.base import (
     Version,
     Wanted,
 )
-from agent_sessions.stores.commit_ring import CommitRing
+from agent_sessions.stores.commit_ring import CommitRing, overtaken
 from agent_sessions.stores.life import Life
 from agent_sessions.stores.lifetime import Status
 from agent_sessions.stores.memory.structures import Entries, LogItems, Places
@@ -530,25 +526,13 @@ def _check(key: Key, commit: Commit, slot: _Slot, now: int) -> None:
     if state is not None and not commit.maintenance:
         state.life.refuse_ended(now, _name(key))
     if state is not None and expected is not None and expected != state.commits.version:
-        raise _refusal(key, commit, expected, state.commits.revision)
+        raise overtaken(_name(key), commit, state.commits.revision)
     if lease is not None and lease.owner != commit.owner:
         raise SessionBusyError(f"{_name(key)} is held by {lease.owner} for another {lease.until - now} ms")
 
 
 def _not_found(key: Key) -> SessionNotFoundError:
     return SessionNotFoundError(f"{_name(key)} does not exist, was deleted, or is past its time")
-
-
-def _refusal(key: Key, commit: Commit, expected: Version, revision: int) -> SessionError:
-    if revision - expected.revision > COMMITS_REMEMBERED:
-        return CommitUnknownError(
-            f"{_name(key)} is at revision {revision} and does not remember back to {expected.revision + 1}, "
-            "which this commit would have been: read it and see",
-            commit_id=commit.id.hex(),
-        )
-    return SessionConflictError(
-        f"{_name(key)} is at revision {revision}, not at the expected {expected.revision}: open it again"
-    )
 
 
 def _name(key: Key) -> str:

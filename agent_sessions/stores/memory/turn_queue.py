@@ -92,9 +92,11 @@ class TurnQueue:
         if place is None:
             return 0.0
         place.asked_at = now
-        if next(iter(self.queue)) != owner:
-            return ASKING_S
-        return min(ASKING_S, (self.lease.until - now) / 1000) if self.lease is not None else 0.0
+        first = next(iter(self.queue))
+        ends = [] if self.lease is None else [self.lease.until]
+        if first != owner:
+            ends.append(self.queue[first].asked_at + HANDOVER_MS)  # it may have died
+        return min(ASKING_S, *((end - now) / 1000 for end in ends)) if ends else 0.0
 
     def ends_at(self) -> int:
         """When the lease and all places are over, if nobody does anything more; 0 if there are none."""

@@ -30,7 +30,6 @@ from agent_sessions.stores.redis.places import (
     Order,
     Place,
     Stamp,
-    pack_count,
     row_of,
 )
 from agent_sessions.stores.redis.registry import Registry
@@ -112,7 +111,9 @@ class ClusterIndexes(Indexes):
             return committed
         row = committed.row
         as_expected = row is None or Order(row.started_at, committed.version.revision) == order
-        if not as_expected or moved != [1]:
+        if isinstance(moved[0], bytes):
+            await self._settled(self._correct(names, moved[0]))
+        elif not as_expected or moved != [1]:
             await self._set(names, committed)
         return committed
 
@@ -120,23 +121,31 @@ class ClusterIndexes(Indexes):
         """Give a session the place that its commit, or by now its record, says; return whose it is, if it exists."""
         row = committed.row
         if row is None:
-            return await self._settled(self._set_as_read(names))
+            return await self._settled(self._correct(names, b""))
         stamp = Stamp.of(row, committed.version.revision, user_id(row.belongs_to))
-        await self._settled(self._change(names, stamp.belongs_to, [Change.by(stamp, b"S", names.member)]))
+        placed = await self._settled(self._change(names, stamp.belongs_to, [Change.by(stamp, b"S", names.member)]))
+        if placed is not None and isinstance(placed[0], bytes):
+            await self._settled(self._correct(names, placed[0]))
         return stamp.belongs_to
 
-    async def _set_as_read(self, names: KeyNames) -> bytes | None:
-        client = self._clients.current()
-        (fields,) = await client.query([(b"HMGET", names.main, *STAMP_FIELDS)])
+    async def _correct(self, names: KeyNames, overtaken_by: bytes) -> bytes | None:
+        """Give a session the place that its record says, also if a later change was lost; return whose it is."""
+        (fields,) = await self._clients.current().query([(b"HMGET", names.main, *STAMP_FIELDS)])
         stamp = Stamp.read(fields, 0)
         if stamp is None:
             return None
-        await self._change(names, stamp.belongs_to, [Change.by(stamp, b"S", names.member)])
+        correct = Change.by(stamp, b"C", names.member, overtaken_by)
+        if not overtaken_by:
+            (placed,) = await self._change(names, stamp.belongs_to, [Change.by(stamp, b"S", names.member)])
+            if not isinstance(placed, bytes):
+                return stamp.belongs_to
+            correct = correct._replace(seen=placed)
+        await self._change(names, stamp.belongs_to, [correct])
         return stamp.belongs_to
 
     async def extended(self, key: Key) -> None:
         """See `Indexes.extended`."""
-        await self._settled(self._set_as_read(self._names.of(key)))
+        await self._settled(self._correct(self._names.of(key), b""))
 
     async def left(self, key: Key, existed: bool, started_at: int, belongs_to: bytes) -> None:
         """See `Indexes.left`."""
@@ -153,7 +162,7 @@ class ClusterIndexes(Indexes):
     ) -> list[Met]:
         """See `Indexes._meet`. What stands too far in front is met again at its right place, or listed there."""
         met, sorts = [], False
-        for (cursor, end), raw in await self._read(client, listing, places):
+        for (cursor, end, seen), raw in await self._read(client, listing, places):
             id = encode(cursor.id)
             row = row_of(listing.key(cursor.id), raw, now)
             if row is None:
@@ -165,7 +174,7 @@ class ClusterIndexes(Indexes):
             stamp = Stamp.of(row, int(raw[b"v"]), raw.get(b"b", b""))
             found = Found(cursor.id, row)
             right = Cursor(row.active_at, cursor.id)
-            fix = _Fix(stamp.belongs_to, Change.by(stamp, b"S", id))
+            fix = _Fix(stamp.belongs_to, Change.by(stamp, b"C", id, seen))
             if cursor.active_at - row.active_at > CLOCKS_DIFFER_MS:
                 is_here = is_end or _order(right) > _order(places[-1].cursor)
                 met.append(Met(right, found if is_here else None, fix))
@@ -195,24 +204,24 @@ class ClusterIndexes(Indexes):
     async def _sweep(self, listing: Listing) -> tuple[int, int]:
         """Count, and look after places past their time; return the number, and how many of the places were wrong."""
         client = self._clients.current()
-        indexes, now = self._names.indexes(*listing), self._now()
-        number, *ids = await client.run(scripts.COUNT, indexes, [pack_count(now, takes=False)])
-        if not ids:
+        number, *flat = await client.run(scripts.COUNT, self._keys(listing), [scripts.pack_now(self._now())])
+        if not flat:
             return int(number), 0
+        ids, orders = flat[::2], flat[1::2]
         mains = [self._names.once(listing.key(decode(id))).main for id in ids]
         records = await client.query([(b"HMGET", main, *STAMP_FIELDS) for main in mains])
         now = await self._time(client)
         fixes = []
-        for id, fields in zip(ids, records, strict=True):
+        for id, seen, fields in zip(ids, orders, records, strict=True):
             stamp = Stamp.read(fields, now)
             if stamp is None:
                 fixes.append(_Fix(user_id(listing.belongs_to), Change(b"F", id)))
             elif listing.belongs_to not in (None, user_of(stamp.belongs_to)):
                 fixes.append(_Fix(user_id(listing.belongs_to), Change(b"W", id)))
             else:
-                fixes.append(_Fix(stamp.belongs_to, Change.by(stamp, b"S", id)))
+                fixes.append(_Fix(stamp.belongs_to, Change.by(stamp, b"C", id, seen or b"")))
         await self._fix(client, listing, fixes)
-        return int(number), sum(fix.change.what == b"S" for fix in fixes)
+        return int(number), sum(fix.change.what == b"C" for fix in fixes)
 
     async def scan(self, limit: int, cursor: bytes | None) -> Keys:
         """See `Store.scan`. It goes slot by slot, so a cursor stays good whichever node has them by then."""
@@ -255,7 +264,10 @@ class ClusterIndexes(Indexes):
 
     # ------------------------------------------------------------------------------------------------- helpers
 
-    async def _change(self, scope: KeyNames, user: bytes, changes: Sequence[Change]) -> list[int]:
+    def _keys(self, listing: Listing) -> Sequence[bytes]:
+        return [*self._names.indexes(*listing), self._names.once(listing.key("")).orders]
+
+    async def _change(self, scope: KeyNames, user: bytes, changes: Sequence[Change]) -> list[int | bytes]:
         """Change places of a tenant's sessions of a kind, and of one user, if it is one's; return what came of each."""
         keys = [scope.active_index, scope.gone_index, scope.orders]
         if user:

@@ -1,8 +1,8 @@
 -- A page of places in an index, the latest first, from a cursor on.
 --
--- KEYS  the index by activity, the index by end
+-- KEYS  the index by activity, the index by end; on a cluster the hash of orders
 -- ARGV  1: now, limit, cursor's time (-1: none) and id
--- Replies {now, id, time, end, id, time, end, ...}; no end: it has no place in that index
+-- Replies {now, id, time, end, order, id, time, end, order, ...}; no end: it has no place in that index
 
 local now, limit, time, id = struct.unpack('>dddI2c0', ARGV[1])
 now = clock(now)
@@ -33,5 +33,6 @@ for i = 1, #found, 2 do
   page[#page + 1] = found[i]
   page[#page + 1] = found[i + 1]
   page[#page + 1] = call('ZSCORE', KEYS[2], found[i])
+  page[#page + 1] = KEYS[3] and call('HGET', KEYS[3], found[i]) or false
 end
 return page

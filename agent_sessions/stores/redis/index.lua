@@ -4,19 +4,22 @@
 --       concerned
 -- ARGV  1: now; then for each session what is to be done, packed, and its id
 --
--- What is to be done is a letter, and what is known of the session: started at, revision, active at, gone at (-1: never)
+-- What is to be done is a letter, and what is known of the session: started at, revision, active at, gone at (-1:
+-- never), and the order of its place as it was seen
 --
 --   E  enter     it is about to be made: a place for a minute, which is not counted
 --   M  move      a turn commits at this moment; gone at is its time to live. Only where there is a place
---   S  set       this is what its record says
+--   S  set       this is what its commit says
+--   C  correct   this is what its record says. Only if its place is as it was seen
 --   R  restore   the same, only where there is no place
 --   L  leave     it was deleted
 --   F  forget    it was found gone. Only if its place is a minute old: it may be about to be made
 --   W  wrong     it was found not to belong to this user
 --
--- When it started and its revision are its order: of two changes, the later one stays, whichever comes first.
+-- When it started and its revision are its order: of two changes, the later one stays, whichever comes first. But a
+-- failover may have lost what was later, so in the end it is the record that counts.
 --
--- Replies the places: for each session 1, or 0 if it had no place to be moved
+-- Replies for each session: 1, or 0 if it had no place to be moved, or the order that overtook this one
 
 local MINUTE, HOUR = 60000, 3600000
 local ORDERS = KEYS[3]
@@ -26,7 +29,7 @@ local indexes = {{KEYS[1], KEYS[2]}}
 if KEYS[4] then indexes[2] = {KEYS[4], KEYS[5]} end
 
 local function has_place(index, id)
-  return call('ZSCORE', index[1], id) and call('ZSCORE', index[2], id)
+  return call('ZSCORE', index[1], id) and call('ZSCORE', index[2], id) and true or false
 end
 
 local function leave(index, id)
@@ -34,14 +37,13 @@ local function leave(index, id)
   call('ZREM', index[2], id)
 end
 
-local function is_overtaken(id, started, rev)
-  local order = call('HGET', ORDERS, id)
-  if not order then return false end
+local function overtakes(order, started, rev)
+  if order == '' then return false end
   local since, last = struct.unpack('>dd', order)
   return since > started or (since == started and last > rev)
 end
 
-local function change(what, id, started, rev, active, gone)
+local function change(what, id, started, rev, active, gone, seen)
   if what == 'E' then
     -- A place that it has keeps its end, and is as young as a new one. The end of a new one stands below zero.
     for _, index in ipairs(indexes) do
@@ -59,8 +61,12 @@ local function change(what, id, started, rev, active, gone)
     end
     if not call('ZSCORE', KEYS[1], id) then call('HDEL', ORDERS, id) end
     return 1
-  elseif is_overtaken(id, started, rev) then
-    return 1
+  end
+  local order = call('HGET', ORDERS, id) or ''
+  if what == 'C' then
+    if order ~= seen then return 1 end
+  elseif overtakes(order, started, rev) then
+    return order
   elseif what == 'L' then
     for _, index in ipairs(indexes) do leave(index, id) end
     call('HDEL', ORDERS, id)
@@ -69,9 +75,9 @@ local function change(what, id, started, rev, active, gone)
   local everywhere = 1
   if what == 'M' then active, gone = now, gone >= 0 and now + gone or -1 end
   for _, index in ipairs(indexes) do
-    local placed = what == 'S' or has_place(index, id)
-    if not placed then everywhere = 0 end
-    if placed and what ~= 'R' or not placed and what == 'R' then
+    local placed = has_place(index, id)
+    if not placed and what == 'M' then everywhere = 0 end
+    if what == 'S' or what == 'C' or placed == (what == 'M') then
       call('ZADD', index[1], active, id)
       call('ZADD', index[2], gone >= 0 and gone or '+inf', id)
     end
@@ -82,8 +88,8 @@ end
 
 local done = {}
 for i = 2, #ARGV, 2 do
-  local what, started, rev, active, gone = struct.unpack('>c1dddd', ARGV[i])
-  done[#done + 1] = change(what, ARGV[i + 1], started, rev, active, gone)
+  local what, started, rev, active, gone, seen = struct.unpack('>c1ddddBc0', ARGV[i])
+  done[#done + 1] = change(what, ARGV[i + 1], started, rev, active, gone, seen)
 end
 
 -- An index goes an hour after the last of its places: who lists meanwhile may find that one still there.

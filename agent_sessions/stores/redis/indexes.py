@@ -21,7 +21,6 @@ from agent_sessions.stores.redis.places import (
     Place,
     Repair,
     Stamp,
-    pack_count,
     pack_find,
     row_of,
     unpack_found,
@@ -87,7 +86,7 @@ class Indexes:
     async def find(self, listing: Listing, limit: int, cursor: Cursor | None) -> Page:
         """See `Store.find`."""
         client = self._clients.current()
-        indexes = self._names.indexes(*listing)
+        indexes = self._keys(listing)
         met: list[Met] = []
         last, room = cursor, limit + 1
         while room > 0:
@@ -109,7 +108,7 @@ class Indexes:
     ) -> list[Met]:
         """Read the sessions of places."""
         met = []
-        for (cursor, end), raw in await self._read(client, listing, places):
+        for (cursor, end, _), raw in await self._read(client, listing, places):
             id = encode(cursor.id)
             row = row_of(listing.key(cursor.id), raw, now)
             if row is None or listing.belongs_to not in (None, row.belongs_to):
@@ -132,8 +131,8 @@ class Indexes:
 
     async def count(self, listing: Listing) -> int:
         """See `Store.count`."""
-        keys, argv = self._names.indexes(*listing), [pack_count(self._now(), takes=True)]
-        (number,) = await self._clients.current().run(scripts.COUNT, keys, argv)
+        argv = [scripts.pack_now(self._now())]
+        (number,) = await self._clients.current().run(scripts.COUNT, self._keys(listing), argv)
         return int(number)
 
     async def scan(self, limit: int, cursor: bytes | None) -> Keys:
@@ -147,6 +146,10 @@ class Indexes:
         return Keys([key for key, _ in live], None if following == b"0" else following)
 
     # ------------------------------------------------------------------------------------------------- helpers
+
+    def _keys(self, listing: Listing) -> Sequence[bytes]:
+        """What a script needs to read a listing."""
+        return self._names.indexes(*listing)
 
     async def _live(self, client: LoopClient, mains: Sequence[bytes]) -> list[tuple[Key, Stamp]]:
         """Those that are main keys of live sessions, with what they say of themselves."""

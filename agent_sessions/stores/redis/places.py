@@ -31,6 +31,8 @@ class Place(NamedTuple):
     cursor: Cursor
     end: float | None
     """When the session goes. None: the index by end has no place for it; below zero: it was only entered there."""
+    order: bytes
+    """The packed order of its last change, if there is one."""
 
 
 STAMP_FIELDS = (b"v", b"s", b"a", b"g", b"b")
@@ -69,20 +71,23 @@ class Stamp(NamedTuple):
 class Change(NamedTuple):
     """What `index.lua` does with a place."""
 
-    what: Literal[b"E", b"M", b"S", b"R", b"L", b"F", b"W"]
+    what: Literal[b"E", b"M", b"S", b"C", b"R", b"L", b"F", b"W"]
     id: bytes
     order: Order = Order(0, 0)
     active_at: int = 0
     gone_at: int = 0
+    seen: bytes = b""
+    """The packed order of the place as it was seen."""
 
     @classmethod
-    def by(cls, stamp: Stamp, what: Literal[b"S", b"R"], id: bytes) -> Self:
-        """As a record says."""
-        return cls(what, id, stamp.order, stamp.active_at, stamp.gone_at)
+    def by(cls, stamp: Stamp, what: Literal[b"S", b"C", b"R"], id: bytes, seen: bytes = b"") -> Self:
+        """As a commit, or a record, says."""
+        return cls(what, id, stamp.order, stamp.active_at, stamp.gone_at, seen)
 
     def packed(self) -> tuple[bytes, bytes]:
         """Two arguments."""
-        return struct.pack(">cdddd", self.what, *self.order, self.active_at, self.gone_at), self.id
+        numbers = struct.pack(">cddddB", self.what, *self.order, self.active_at, self.gone_at, len(self.seen))
+        return numbers + self.seen, self.id
 
 
 class Repair(NamedTuple):
@@ -102,11 +107,6 @@ def pack_find(now: int, limit: int, after: Cursor | None) -> bytes:
     """The argument of `find.lua`."""
     time, id = (after.active_at, encode(after.id)) if after is not None else (-1, b"")
     return struct.pack(">dddH", now, limit, time, len(id)) + id
-
-
-def pack_count(now: int, *, takes: bool) -> bytes:
-    """The argument of `count.lua`."""
-    return struct.pack(">dB", now, takes)
 
 
 def row_of(key: Key, raw: dict[bytes, bytes], now: int) -> Row | None:
@@ -129,6 +129,6 @@ def row_of(key: Key, raw: dict[bytes, bytes], now: int) -> Row | None:
 def unpack_found(flat: list[Any]) -> list[Place]:
     """The places that `find.lua` answers."""
     return [
-        Place(Cursor(int(float(active)), decode(id)), None if end is None else float(end))
-        for id, active, end in zip(flat[::3], flat[1::3], flat[2::3], strict=True)
+        Place(Cursor(int(float(active)), decode(id)), None if end is None else float(end), order or b"")
+        for id, active, end, order in zip(flat[::4], flat[1::4], flat[2::4], flat[3::4], strict=True)
     ]

@@ -20,5 +20,5 @@ for i = 2, #ARGV, 2 do
     call('ZREM', KEYS[2], id)
   end
 end
-if call('EXISTS', KEYS[2]) == 1 then go_with_last(KEYS[1], KEYS[2], now) end
+if call('ZCARD', KEYS[2]) > 0 then go_with_last(KEYS[1], KEYS[2], now) end
 return {1}

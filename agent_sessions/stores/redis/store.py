@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any, Self
 
 from redis.asyncio import Redis, RedisCluster
@@ -24,14 +25,12 @@ from agent_sessions.stores.base import (
     Known,
     Lease,
     LeaseWanted,
-    LogHead,
-    LogRead,
     Opened,
     Page,
     Version,
     Wanted,
 )
-from agent_sessions.stores.redis import registry, scripts
+from agent_sessions.stores.redis import answers, registry, scripts
 from agent_sessions.stores.redis.cluster_indexes import ClusterIndexes
 from agent_sessions.stores.redis.connections import (
     Clients,
@@ -71,10 +70,13 @@ class RedisStore:
     """Keeps sessions in Redis or Valkey.
 
     Args:
-        client: A client of your own, which says how to connect. The store opens connections of its own in that way,
-            for each event loop that uses it, and leaves the client alone: it stays yours to use and to close.
+        client: A client of your own, also of a cluster or made by sentinels, which says how to connect. The store opens
+            connections of its own in that way, for each event loop that uses it, and leaves the client alone: it stays
+            yours to use and to close.
         prefix: What the names of all keys begin with.
         clock: For tests; the server's own time if None.
+        wait_replicas: A commit is stored only when so many replicas have it.
+        wait_timeout_s: How long to wait for them each time, before the commit is sent again.
     """
 
     never_waits = False
@@ -277,10 +279,10 @@ class RedisStore:
             lease=taken if head.held else None,
             waiters=head.waiters,
             continues=head.continues,
-            values=_values(head, call, values, beside),
+            values=answers.values(head, call, values, beside),
             log_heads=heads,
             collections=has.revisions(),
-            logs=_logs(wanted, call, heads, logs, beside),
+            logs=answers.logs(wanted, call, heads, logs, beside),
             entries=entries,
             ranges=[[(decode(name), value) for name, value in scripts.pairs(flat)] for flat in ranges],
         )
@@ -290,35 +292,31 @@ class RedisStore:
         """See `Store.commit`."""
         if len(commit.id) != 8:
             raise ValueError("a commit id has 8 bytes")
-
-        async def store(must_exist: bool) -> Committed | None:
-            return await self._commit(key, commit, must_exist)
-
         if self._indexes.are_elsewhere and not commit.maintenance:
-            return await self._indexes.along(key, commit, self._registries.get(self._names.of(key).main), store)
-        committed = await store(False)
+            held = self._registries.get(self._names.of(key).main)
+            return await self._indexes.along(key, commit, held, partial(self._commit, key, commit))
+        committed = await self._commit(key, commit, False)
         assert committed is not None
         return committed
 
     async def _commit(self, key: Key, commit: Commit, must_exist: bool) -> Committed | None:
         """Commit, indexes aside if they are elsewhere. None: it was to exist, and does not."""
-        names, waits = self._names.of(key), self._wait_replicas > 0
+        names, waits, elsewhere = self._names.of(key), self._wait_replicas > 0, self._indexes.are_elsewhere
         for _ in range(_DECLARED_TRIES):
             held = self._registries.get(names.main)
-            elsewhere = self._indexes.are_elsewhere
             keys, argv = scripts.pack_commit(
                 names, self._now(), commit, held, elsewhere=elsewhere, must_exist=must_exist, waits=waits
             )
-            reply = await self._run_commit(keys, argv)
+            reply = await (self._run_and_wait(keys, argv) if waits else self._run(scripts.COMMIT, keys, argv))
             if reply[0] == b"K":
-                self._keep(names, _declared(reply))
+                self._keep(names, answers.declared(reply))
                 continue
             if reply[0] == b"A":
                 self._forget(names)
                 return None
             self._refuse_the_unreadable(key, reply)
             if reply[0] == b"R":
-                return _repeated(commit, int(reply[1]))
+                return answers.repeated(commit, int(reply[1]))
             raise_refused(key, commit, reply)
             stored = scripts.unpack_stored(reply[0], commit.id)
             if held is not None and held.version == stored.previous:
@@ -331,17 +329,14 @@ class RedisStore:
             return Committed(stored.version, stored.previous, stored.row, registry.log_heads(reply[1]))
         raise unsettled(key)
 
-    async def _run_commit(self, keys: list[bytes], argv: list[bytes]) -> list[Any]:
-        client = self._clients.current()
-        if not self._wait_replicas:
-            reply: list[Any] = await client.run(scripts.COMMIT, keys, argv)
-            return reply
-        reply, reached = await client.run_and_wait(
-            scripts.COMMIT, keys, argv, self._wait_replicas, self._wait_timeout_s
-        )
-        if reached < self._wait_replicas and (reply[0] == b"R" or len(reply[0]) > 1):
-            raise too_few_replicas(reached, self._wait_replicas)
-        return reply
+    async def _run_and_wait(self, keys: list[bytes], argv: list[bytes]) -> list[Any]:
+        """Run a commit, and see that enough replicas have what it stored, now or before."""
+        wanted, timeout_s = self._wait_replicas, self._wait_timeout_s
+        reply, reached = await self._clients.current().run_and_wait(scripts.COMMIT, keys, argv, wanted, timeout_s)
+        is_stored = len(reply[0]) > 1 or reply[0] == b"R"
+        if is_stored and reached < wanted:
+            raise too_few_replicas(reached, wanted)
+        return list(reply)
 
     async def commit_status(self, key: Key, commit_id: bytes, *, since: Version) -> CommitStatus:
         """See `Store.commit_status`."""
@@ -363,7 +358,7 @@ class RedisStore:
                 if reply[0] == _EXTENDED:
                     await self._indexes.extended(key)
                 return bool(reply[0])
-            held = _declared(reply)
+            held = answers.declared(reply)
             declared = self._declares(held)
             keys = scripts.all_keys(names, held, declared)
         raise unsettled(key)
@@ -397,7 +392,7 @@ class RedisStore:
                 existed, started_at, belongs_to = reply
                 await self._indexes.left(key, bool(existed), int(started_at), belongs_to)
                 return bool(existed)
-            held = _declared(reply)
+            held = answers.declared(reply)
         raise unsettled(key)
 
     async def find(
@@ -463,46 +458,3 @@ class RedisStore:
 
 def _secret(value: SecretStr | None) -> str | None:
     return None if value is None else value.get_secret_value()
-
-
-# --------------------------------------------------------------------------------------------------- answers of open
-
-
-def _values(
-    head: scripts.Head, call: scripts.OpenCall, found: list[Any] | None, beside: list[Any]
-) -> dict[str, dict[str, bytes]]:
-    if call.values_beside:
-        return scripts.unpack_values([], scripts.pairs(beside[0])) if head.exists else {}
-    if found is None:
-        return {}
-    namespaces, *flat = found
-    return scripts.unpack_values(namespaces, scripts.pairs(flat))
-
-
-def _logs(
-    wanted: Wanted, call: scripts.OpenCall, heads: dict[Any, LogHead], found: list[Any], beside: list[Any]
-) -> list[LogRead]:
-    read_beside = iter(beside[1:] if call.values_beside else beside)
-    logs = []
-    for i, log in enumerate(wanted.logs):
-        head = heads.get(log.part, LogHead(0, 0))
-        continues, items = found[i]
-        if i in call.logs_beside and log.limit != 0:
-            items = next(read_beside)
-            if not head.count:
-                items = []
-        logs.append(LogRead(head, [item[6:] for item in items], bool(continues)))
-    return logs
-
-
-# --------------------------------------------------------------------------------------------------- answers of commit
-
-
-def _repeated(commit: Commit, revision: int) -> Committed:
-    previous = commit.expected if commit.expected is not None else ABSENT
-    return Committed(Version(revision, commit.id), previous, None, {}, repeated=True)
-
-
-def _declared(reply: list[Any]) -> Registry:
-    """What the key has, for the next try. No version: it must not be taken for what a cache knows."""
-    return registry.unpack(Version(-1, b""), 0, reply[2] or b"", reply[1])

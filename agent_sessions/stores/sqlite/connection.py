@@ -27,12 +27,14 @@ def identity(path: str) -> tuple[int, int] | None:
     return found.st_dev, found.st_ino
 
 
-def connect(path: str) -> sqlite3.Connection:
-    """Open the file. It is made if it is not there, for its owner alone, and brought to the version of this library.
+def connect(path: str) -> tuple[sqlite3.Connection, tuple[int, int] | None]:
+    """Open the file, and say which it is.
 
-    Locks are not waited for: `sqlite3.OperationalError` says when one is in the way.
+    It is made if it is not there, for its owner alone, and brought to the version of this library. Locks are not
+    waited for: `sqlite3.OperationalError` says when one is in the way.
     """
     _make(path)
+    file = identity(path)  # before it is opened: if it is replaced meanwhile, that is seen at the next look
     connection = sqlite3.connect(path, timeout=0, isolation_level=None, check_same_thread=False)
     try:
         schema.prepare(connection, path)
@@ -42,7 +44,7 @@ def connect(path: str) -> sqlite3.Connection:
         with contextlib.suppress(sqlite3.Error):
             connection.close()
         raise
-    return connection
+    return connection, file
 
 
 def _make(path: str) -> None:
@@ -52,4 +54,4 @@ def _make(path: str) -> None:
     That is also why only one thread at a time makes files.
     """
     with _making, contextlib.suppress(FileExistsError):
-        os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
+        os.close(os.open(os.path.realpath(path), os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))

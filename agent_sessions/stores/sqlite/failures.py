@@ -12,8 +12,9 @@ _PRIMARY = 0xFF
 
 
 def code_of(error: sqlite3.Error) -> int:
-    """The plain error code, 0 if SQLite gave none."""
-    return (getattr(error, "sqlite_errorcode", 0) or 0) & _PRIMARY
+    """The plain error code, 0 if SQLite gave none. No room for what processes share is a full disk, too."""
+    code = getattr(error, "sqlite_errorcode", 0) or 0
+    return sqlite3.SQLITE_FULL if code == sqlite3.SQLITE_IOERR_SHMSIZE else code & _PRIMARY
 
 
 def is_locked(error: sqlite3.Error) -> bool:

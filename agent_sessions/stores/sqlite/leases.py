@@ -28,13 +28,13 @@ def take(tx: Transaction, key: Key, row: KeyRow | None, wanted: LeaseWanted) -> 
 
 
 def enqueue(tx: Transaction, row: KeyRow, owner: str) -> None:
-    """Take a place in the queue, or keep the one there is."""
-    asking = tx.now - HANDOVER_MS
-    if tx.run(
-        "UPDATE waiter SET asked_at = ? WHERE k = ? AND owner = ? AND asked_at > ?", tx.now, row.k, owner, asking
-    ).rowcount:
+    """Take a place in the queue, or keep the one there is. Who asked in the future did so before the clock was set."""
+    tx.run(
+        "DELETE FROM waiter WHERE k = ? AND NOT (asked_at > ? AND asked_at <= ?)",
+        *(row.k, tx.now - HANDOVER_MS, tx.now + HANDOVER_MS),
+    )
+    if tx.run("UPDATE waiter SET asked_at = ? WHERE k = ? AND owner = ?", tx.now, row.k, owner).rowcount:
         return
-    tx.run("DELETE FROM waiter WHERE k = ? AND asked_at <= ?", row.k, asking)
     tx.run(
         "INSERT INTO waiter (k, owner, place, asked_at)"
         " VALUES (?, ?, (SELECT coalesce(max(place), 0) + 1 FROM waiter WHERE k = ?), ?)",
@@ -125,13 +125,17 @@ def unlock(tx: Transaction, key: Key) -> Lease | None:
 def wait(tx: Transaction, waiter: Waiter) -> float:
     """For how many seconds an owner has to wait before it should ask again, if nobody wakes it before."""
     row = rows.load(tx, waiter.key)
-    if row is None or is_free_for(tx, row, waiter.owner) or not _has_a_place(tx, row, waiter.owner):
+    if row is None or is_free_for(tx, row, waiter.owner) or not _place_lasts(tx, row, waiter.owner):
         return 0.0
     tx.waiting.append(waiter)
     lease = row.lease(tx.now)
-    if lease is None or row.first_waiter != waiter.owner:
+    if lease is None:  # somebody else is first, and may be dead
+        pause = _place_lasts(tx, row, row.first_waiter)
+    elif row.first_waiter == waiter.owner:
+        pause = lease.until - tx.now
+    else:
         return ASK_AGAIN_S
-    return min(ASK_AGAIN_S, (lease.until - tx.now) / 1000)
+    return min(ASK_AGAIN_S, pause / 1000)
 
 
 def is_next(tx: Transaction, waiter: Waiter) -> bool:
@@ -139,6 +143,7 @@ def is_next(tx: Transaction, waiter: Waiter) -> bool:
     return is_free_for(tx, rows.load(tx, waiter.key), waiter.owner)
 
 
-def _has_a_place(tx: Transaction, row: KeyRow, owner: str) -> bool:
-    asking = tx.now - HANDOVER_MS
-    return tx.one("SELECT 1 FROM waiter WHERE k = ? AND owner = ? AND asked_at > ?", row.k, owner, asking) is not None
+def _place_lasts(tx: Transaction, row: KeyRow, owner: str | None) -> int:
+    """For how many ms an owner keeps its place in the queue without asking again; 0 if it has none."""
+    found = tx.one("SELECT asked_at FROM waiter WHERE k = ? AND owner = ?", row.k, owner)
+    return max(0, int(found[0]) + HANDOVER_MS - tx.now) if found is not None else 0

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import msgspec
 from msgspec import Struct, field
 
-from agent_sessions.errors import StateLostError
+from agent_sessions.errors import CommitTooLargeError, StateLostError
 from agent_sessions.stores.base import (
     ABSENT,
     CommitStatus,
@@ -35,8 +35,9 @@ from agent_sessions.stores.sqlite import leases, rows
 from agent_sessions.stores.sqlite.rows import KeyRow
 from agent_sessions.stores.sqlite.transaction import Transaction
 
-ITEM_BITS = 32
-"""An item's number stands in the lower half of its row's, that of its log in the upper one."""
+ITEM_BITS = 28
+"""An item's number stands in so many lower bits of its row's, that of its log in the 35 above: room for 268 million
+items that a log ever had, and for 34 billion parts that the file ever had."""
 
 _FIELDS = msgspec.msgpack.Decoder(dict[str, bytes])
 _AFTER_EVERY_KEY = b"\xff"  # no byte of UTF-8
@@ -56,7 +57,16 @@ class Log(Struct):
         return LogHead(self.count, self.last)
 
     def n(self, number: int) -> int:
-        """The row number of an item."""
+        """The row number of an item.
+
+        Raises:
+            CommitTooLargeError: The log has had as many items as it can.
+        """
+        if number >> ITEM_BITS:
+            raise CommitTooLargeError(
+                f"a log in an SQLite file takes {(1 << ITEM_BITS) - 1} items in its life, popped ones counted:"
+                " go on in another log"
+            )
         return self.p << ITEM_BITS | number
 
 

@@ -60,12 +60,11 @@ CREATE TABLE part (
 );
 CREATE UNIQUE INDEX part_by_name ON part (k, sort, namespace, name);
 
-CREATE TABLE value (
-    k INTEGER, namespace TEXT, name TEXT, data BLOB NOT NULL, PRIMARY KEY (k, namespace, name)
-) WITHOUT ROWID;
--- n is p << 32 | the item's number; place counts from 1.
+-- Not WITHOUT ROWID, as the small tables are: there, looking for a row reads every row on the way with all its data.
+CREATE TABLE value (k INTEGER, namespace TEXT, name TEXT, data BLOB NOT NULL, PRIMARY KEY (k, namespace, name));
+CREATE TABLE entry (p INTEGER, key BLOB, data BLOB NOT NULL, PRIMARY KEY (p, key));
+-- n is p << 28 | the item's number; place counts from 1.
 CREATE TABLE item (n INTEGER PRIMARY KEY, place INTEGER NOT NULL, data BLOB NOT NULL);
-CREATE TABLE entry (p INTEGER, key BLOB, data BLOB NOT NULL, PRIMARY KEY (p, key)) WITHOUT ROWID;
 
 -- Keys that are gone, and whose parts are still there.
 CREATE TABLE dead (k INTEGER PRIMARY KEY);
@@ -89,9 +88,11 @@ def prepare(connection: sqlite3.Connection, path: str) -> None:
         FormatTooNewError: A later version of agent-sessions made it. Nothing is changed.
         StoreUnavailableError: It is the database of another application.
     """
-    if _version(connection, path) < len(MIGRATIONS):
+    is_old = _version(connection, path) < len(MIGRATIONS)
+    if is_old:
         connection.execute("PRAGMA auto_vacuum = INCREMENTAL")  # before anything is written: later it has no effect
-        connection.execute("PRAGMA journal_mode = WAL").fetchone()
+    connection.execute("PRAGMA journal_mode = WAL").fetchone()  # a copy made by VACUUM INTO, for one, has lost it
+    if is_old:
         connection.execute("BEGIN IMMEDIATE")
         for script in MIGRATIONS[_version(connection, path) :]:
             for statement in _statements(script):

@@ -7,6 +7,7 @@ thread that does it in `worker.py`.
 from __future__ import annotations
 
 import asyncio
+import atexit
 import os
 import threading
 import time
@@ -40,7 +41,7 @@ from agent_sessions.stores.lifetime import Status
 from agent_sessions.stores.sqlite import failures, leases, reading, writing
 from agent_sessions.stores.sqlite.reading import Scope
 from agent_sessions.stores.sqlite.transaction import Transaction, Waiter
-from agent_sessions.stores.sqlite.worker import Job, Mode, Worker
+from agent_sessions.stores.sqlite.worker import Job, Mode, Worker, join
 
 if TYPE_CHECKING:
     from agent_sessions.settings import Settings
@@ -52,6 +53,8 @@ WAIT_S = 5.0
 
 _ANSWER_S = 30.0
 """For how long the disk may take beyond that."""
+
+_AT_EXIT_S = 2.0
 
 
 class SQLiteStore:
@@ -192,14 +195,18 @@ class SQLiteStore:
 
     async def aclose(self) -> None:
         """See `Store.aclose`. What was asked for before comes to its end."""
+        worker = self._let_go()
+        if worker is not None:
+            await worker.end(self._wait_s + _ANSWER_S)
+
+    def _let_go(self) -> Worker | None:
+        """The thread, whose file is to be closed: the next use starts another one."""
         with self._lock:
             worker, self._worker = self._worker, None
             self._loops.clear()
             if self._abandoned is not None:
                 self._abandoned.detach()
-        if worker is not None:
-            worker.stop()
-            await asyncio.to_thread(worker.thread.join, self._wait_s + _ANSWER_S)
+        return worker
 
     # ------------------------------------------------------------------------------------------------- the thread
 
@@ -229,7 +236,7 @@ def _give_up(result: asyncio.Future[T], path: str, seconds: float) -> None:
         result.set_exception(failures.silent(path, seconds))
 
 
-# --------------------------------------------------------------------------------------------------- fork
+# --------------------------------------------------------------------------------------------------- fork, exit
 
 _stores: WeakSet[SQLiteStore] = WeakSet()
 
@@ -242,4 +249,13 @@ def _after_fork() -> None:
         store._loops = set()
 
 
+def _at_exit() -> None:
+    """Close what nobody has closed. What runs after this and uses a store opens its file again."""
+    for store in list(_stores):
+        if (worker := store._let_go()) is not None:
+            worker.stop()
+    join(_AT_EXIT_S)
+
+
 os.register_at_fork(after_in_child=_after_fork)
+atexit.register(_at_exit)

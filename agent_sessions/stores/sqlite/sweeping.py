@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import sqlite3
 import time
+from itertools import accumulate
 
 from agent_sessions.stores.base import HANDOVER_MS, Key
 from agent_sessions.stores.sqlite import rows
+from agent_sessions.stores.sqlite.reading import Log
 from agent_sessions.stores.sqlite.transaction import Transaction
 
 EVERY_S = 60.0
 SOON_S = 0.05
 """The pause before the next sweep, and before the next step of one that is not at its end."""
 
-_STEP_S = 0.004
-_KEYS_AT_ONCE = 64
+_STEP_S = 0.002
+_KEYS_AT_ONCE = 24
 _ROWS_AT_ONCE = 16
-_PAGES_AT_ONCE = 128
+_BYTES_AT_ONCE = 65_536
+_PAGES_AT_ONCE = 48
 _FREE_PAGES = 256
 """Free pages that stay in the file, for what is written next."""
 
@@ -52,10 +55,7 @@ def _empty_graves(tx: Transaction) -> bool:
 
 def _remove_some(tx: Transaction, k: int) -> bool:
     """Remove a few rows of a dead key's parts. False: there are none."""
-    if tx.run(
-        "DELETE FROM value WHERE (k, namespace, name) IN (SELECT k, namespace, name FROM value WHERE k = ? LIMIT ?)",
-        *(k, _ROWS_AT_ONCE),
-    ).rowcount:
+    if _remove_rows(tx, "value", "k = ?", k):
         return True
     part = tx.one("SELECT p, sort FROM part WHERE k = ? LIMIT 1", k)
     if part is None:
@@ -63,18 +63,21 @@ def _remove_some(tx: Transaction, k: int) -> bool:
         return False
     p, sort = part
     if sort == "l":
-        removed = tx.run(
-            "DELETE FROM item WHERE n IN (SELECT n FROM item WHERE n BETWEEN ? AND ? LIMIT ?)",
-            *(p << 32, (p + 1 << 32) - 1, _ROWS_AT_ONCE),
-        ).rowcount
+        removed = _remove_rows(tx, "item", "n BETWEEN ? AND ?", Log(p).n(0), Log(p + 1).n(0) - 1)
     else:
-        removed = tx.run(
-            "DELETE FROM entry WHERE p = ? AND key IN (SELECT key FROM entry WHERE p = ? LIMIT ?)",
-            *(p, p, _ROWS_AT_ONCE),
-        ).rowcount
+        removed = _remove_rows(tx, "entry", "p = ?", p)
     if not removed:
         tx.run("DELETE FROM part WHERE p = ?", p)
     return True
+
+
+def _remove_rows(tx: Transaction, table: str, which: str, *arguments: int) -> bool:
+    """Remove a few of these rows, or a single large one. False: there are none."""
+    found = tx.all(f"SELECT rowid, length(data) FROM {table} WHERE {which} LIMIT ?", *arguments, _ROWS_AT_ONCE)
+    ends = accumulate(size for _, size in found)
+    some = [(row,) for (row, size), end in zip(found, ends, strict=True) if end - size < _BYTES_AT_ONCE]
+    tx.run_each(f"DELETE FROM {table} WHERE rowid = ?", some)
+    return bool(found)
 
 
 def shrink(connection: sqlite3.Connection) -> bool:

@@ -9,7 +9,6 @@ The thread waits for no lock. If another process is writing, it serves readers m
 from __future__ import annotations
 
 import asyncio
-import atexit
 import contextlib
 import logging
 import os
@@ -19,6 +18,7 @@ import threading
 import time
 from collections.abc import Callable
 from enum import IntEnum
+from functools import partial
 from queue import Empty, SimpleQueue
 from typing import Any, NamedTuple
 from weakref import WeakSet
@@ -39,8 +39,6 @@ _TRY_AGAIN_S = (0.0003, 0.003)
 
 _AT_ONCE = 128
 """The most jobs that share a transaction."""
-
-_AT_EXIT_S = 2.0
 
 
 class Mode(IntEnum):
@@ -84,10 +82,11 @@ class Worker:
         self._waiting: list[Waiter] = []
         self._connection: sqlite3.Connection | None = None
         self._file: tuple[int, int] | None = None
-        self._syncs = True
+        self._syncs: bool | None = None
         self._data_version = -1
         self._poll_at = self._sweep_at = 0.0
         self._stopping = False
+        self._ended: Callable[[], None] | None = None
         self.gate = threading.Lock()
         """Held while the file is in use. Who holds it may fork."""
         self.thread = threading.Thread(target=self._run, name="agent-sessions-sqlite", daemon=True)
@@ -103,6 +102,16 @@ class Worker:
         """Do what was submitted, close the file, and end."""
         self._inbox.put(None)
 
+    async def end(self, seconds: float) -> None:
+        """Stop, and wait at most so long for it. It needs no other thread, which none can have when Python ends."""
+        loop = asyncio.get_running_loop()
+        ended: asyncio.Future[None] = loop.create_future()
+        self._ended = partial(_on, loop, _resolve, ended, None, None)
+        self.stop()
+        await asyncio.wait([ended], timeout=seconds)
+        if ended.done():
+            self.thread.join()
+
     # ------------------------------------------------------------------------------------------------ the thread
 
     def _run(self) -> None:
@@ -114,6 +123,8 @@ class Worker:
             self.disconnect()
         with _registering:
             _workers.discard(self)
+        if self._ended is not None:
+            self._ended()
 
     def _take(self) -> list[Job]:
         """The jobs that have arrived; waits for one until there is something else to do."""
@@ -178,7 +189,7 @@ class Worker:
             self._wake(lambda waiter: waiter.owner in tx.handed_over)
 
     def _transact(self, works: list[Callable[[Transaction], Any]], mode: Mode) -> tuple[list[Any], Transaction]:
-        """Do all works at one moment. One that refuses, refuses before it has changed anything."""
+        """Do all works at one moment. One that refuses has changed nothing, or all are taken back."""
         connection = self._connected()
         syncs = self._full and mode is Mode.STORES
         if syncs != self._syncs:
@@ -188,9 +199,12 @@ class Worker:
         schema.check_version(connection, self._path)
         tx, results = Transaction(connection, self._clock.now_ms()), []
         for work in works:
+            changes = connection.total_changes
             try:
                 results.append(work(tx))
             except SessionError as refused:
+                if connection.total_changes != changes:
+                    raise
                 results.append(refused)
         connection.execute("COMMIT")
         return results, tx
@@ -200,9 +214,8 @@ class Worker:
         if self._connection is not None and identity(self._path) != self._file:
             self.disconnect()
         if self._connection is None:
-            self._connection = connect(self._path)
-            self._file = identity(self._path)
-            self._syncs, self._data_version = True, -1
+            self._connection, self._file = connect(self._path)
+            self._syncs, self._data_version = None, -1
             self._sweep_at = time.monotonic() + sweeping.SOON_S
         return self._connection
 
@@ -334,15 +347,11 @@ def _after_fork_in_child() -> None:
     _held.clear()
 
 
-def _at_exit() -> None:
-    """Close what nobody has closed."""
-    workers = list(_workers)
-    for worker in workers:
-        worker.stop()
-    deadline = time.monotonic() + _AT_EXIT_S
-    for worker in workers:
+def join(seconds: float) -> None:
+    """Wait at most so long for all that were told to stop."""
+    deadline = time.monotonic() + seconds
+    for worker in list(_workers):
         worker.thread.join(max(0.0, deadline - time.monotonic()))
 
 
 os.register_at_fork(before=_before_fork, after_in_parent=_after_fork_in_parent, after_in_child=_after_fork_in_child)
-atexit.register(_at_exit)

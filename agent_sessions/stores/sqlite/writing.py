@@ -1,19 +1,15 @@
-"""What changes a key: commits and deletes. Every check comes before the first write."""
+"""What changes a key: commits and deletes. Every check comes before the first write, as far as it can."""
 
 from __future__ import annotations
 
 import msgspec
 
 from agent_sessions.errors import (
-    CommitUnknownError,
     SessionBusyError,
-    SessionConflictError,
-    SessionError,
     SessionNotFoundError,
 )
 from agent_sessions.stores.base import (
     ABSENT,
-    COMMITS_REMEMBERED,
     Amend,
     Amended,
     CollectionChange,
@@ -25,7 +21,7 @@ from agent_sessions.stores.base import (
     Part,
     Version,
 )
-from agent_sessions.stores.commit_ring import CommitRing
+from agent_sessions.stores.commit_ring import CommitRing, overtaken
 from agent_sessions.stores.life import Life
 from agent_sessions.stores.sqlite import leases, rows
 from agent_sessions.stores.sqlite.reading import Log, prefix_bounds, read_fields
@@ -108,7 +104,7 @@ def _check(tx: Transaction, key: Key, commit: Commit, row: KeyRow | None, versio
     if version != ABSENT and row is not None and not commit.maintenance:
         row.life.refuse_ended(tx.now, _name(key))
     if expected is not None and expected != version:
-        raise _refusal(key, commit, expected, version.revision)
+        raise overtaken(f"{key.kind} {key.id!r}", commit, version.revision)
     if lease is not None and lease.owner != commit.owner:
         raise SessionBusyError(f"{key.kind} {key.id!r} is held by {lease.owner} for another {lease.until - tx.now} ms")
 
@@ -119,18 +115,6 @@ def _name(key: Key) -> str:
 
 def _not_found(key: Key) -> SessionNotFoundError:
     return SessionNotFoundError(f"{_name(key)} does not exist, was deleted, or is past its time")
-
-
-def _refusal(key: Key, commit: Commit, expected: Version, revision: int) -> SessionError:
-    if revision - expected.revision > COMMITS_REMEMBERED:
-        return CommitUnknownError(
-            f"{key.kind} {key.id!r} is at revision {revision} and does not remember back to {expected.revision + 1}, "
-            "which this commit would have been: read it and see",
-            commit_id=commit.id.hex(),
-        )
-    return SessionConflictError(
-        f"{key.kind} {key.id!r} is at revision {revision}, not at the expected {expected.revision}: open it again"
-    )
 
 
 def _begin_life(tx: Transaction, key: Key, row: KeyRow | None) -> KeyRow:
@@ -153,7 +137,7 @@ def _change_values(tx: Transaction, row: KeyRow, values: dict[Part, bytes | None
     for namespace in {part.namespace for part in values}:
         _touch_part(tx, row, "v", Part(namespace, ""))
     tx.run_each(
-        "INSERT OR REPLACE INTO value VALUES (?, ?, ?, ?)",
+        "INSERT INTO value VALUES (?, ?, ?, ?) ON CONFLICT (k, namespace, name) DO UPDATE SET data = excluded.data",
         [(row.k, *part, data) for part, data in values.items() if data is not None],
     )
     tx.run_each(
@@ -204,7 +188,7 @@ def _change_collection(tx: Transaction, row: KeyRow, part: Part, change: Collect
     for prefix in change.delete_prefixes:
         tx.run("DELETE FROM entry WHERE p = ? AND key >= ? AND key < ?", p, *prefix_bounds(prefix))
     put = [(p, name.encode(), data) for name, data in change.entries.items() if data is not None]
-    tx.run_each("INSERT OR REPLACE INTO entry VALUES (?, ?, ?)", put)
+    tx.run_each("INSERT INTO entry VALUES (?, ?, ?) ON CONFLICT (p, key) DO UPDATE SET data = excluded.data", put)
     tx.run_each(
         "DELETE FROM entry WHERE p = ? AND key = ?",
         [(p, name.encode()) for name, data in change.entries.items() if data is None],

@@ -174,6 +174,18 @@ class ServedInOrder(Harness):
         await asyncio.wait_for(other.wait(made, "them", LONG_S), SOON_S)
         assert await take(other, made, "them", queue=True)
 
+    async def test_a_dead_waiter_delays_a_waiting_one_for_no_longer_than_its_place_lasts(
+        self, store: Store, other: Store, made: Key, clock: FakeClock
+    ) -> None:
+        assert await take(store, made, "us", ms=100)
+        assert not await take(other, made, "dead", queue=True)
+        clock.advance(HANDOVER_MS / 1000 - 0.05)
+        assert not await take(other, made, "next", queue=True)
+        async with asyncio.timeout(LONG_S):
+            await other.wait(made, "next", 0.9)
+        clock.advance(0.05)
+        assert await take(other, made, "next", queue=True)
+
     async def test_only_the_next_waiter_is_woken(self, store: Store, other: Store, made: Key) -> None:
         assert await take(store, made, "us")
         owners = ["first", "second", "third"]

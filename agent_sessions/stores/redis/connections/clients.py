@@ -24,7 +24,7 @@ from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from agent_sessions.errors import StoreUnavailableError
 from agent_sessions.stores.redis.connections.failures import NoPrimaryError, is_broken, unavailable, will_pass
-from agent_sessions.stores.redis.connections.node import Node, abandon
+from agent_sessions.stores.redis.connections.node import Node, abandon, hang_up
 from agent_sessions.stores.redis.connections.servers import Address, Command, Servers
 from agent_sessions.stores.redis.connections.waiting import Wakeups
 from agent_sessions.stores.redis.scripts import Script
@@ -156,7 +156,9 @@ class LoopClient:
         arguments = (b"%d" % len(keys), *keys, *argv)
         found = await self._exchange([(b"EVALSHA", script.sha, *arguments), *after], keys[0], extra_s=extra_s)
         if isinstance(found.replies[0], NoScriptError):
+            before = found.maybe_done
             found = await self._exchange([(b"EVAL", script.text, *arguments), *after], keys[0], extra_s=extra_s)
+            found = found._replace(maybe_done=before or found.maybe_done)
         if isinstance(found.replies[0], Exception):
             raise self._refused(found.replies[0], found)
         return found
@@ -179,8 +181,8 @@ class LoopClient:
         """
         packed, number = _pack(commands), len(commands)
         timeout_s = self._settings.timeout_s + len(packed) / _SLOWEST_LINE + extra_s
-        stays_put = not self._servers.patience_s
-        pauses = _pauses(time.monotonic() + self._servers.patience_s)
+        stays_put, begun = not self._servers.patience_s, time.monotonic()
+        pauses: Iterator[float] | None = None
         maybe_done, asks = False, None
         while True:
             address, sent = asks or at or self._servers.of(key), False
@@ -207,6 +209,7 @@ class LoopClient:
                 if passing is None:
                     return _Replies(replies, address, maybe_done)
                 trouble = passing
+            pauses = pauses or _pauses(begun + self._servers.patience_s)
             pause = next(pauses, None)
             if pause is None or not (is_broken(trouble) if stays_put else _is_passing(trouble)):
                 raise self._unavailable(trouble, address, maybe_done=maybe_done) from trouble
@@ -300,10 +303,10 @@ class LoopClient:
                 await connection.connect()
                 await self._servers.check(connection)
         except TimeoutError:
-            await connection.disconnect(nowait=True)
+            await hang_up(connection)
             raise RedisTimeoutError("no answer") from None
         except BaseException:
-            await connection.disconnect(nowait=True)
+            await hang_up(connection)
             raise
         return connection  # type: ignore[no-any-return]
 
@@ -319,10 +322,13 @@ class LoopClient:
     async def aclose(self) -> None:
         """Close everything; what is under way comes to its end."""
         await self.wakeups.aclose()
-        if self._finding_out is not None:
-            self._finding_out.cancel()
+        ending: list[asyncio.Future[Any]] = []
+        if self._finding_out is not None and self._finding_out.cancel():
+            ending.append(self._finding_out)
         for node in self._nodes.values():
-            node.close()
+            ending += node.close()
+        if ending:
+            await asyncio.wait(ending, timeout=_CLOSING_S)
         await asyncio.sleep(0)  # transports close at the loop's next pass
 
     def abandon(self) -> None:

@@ -88,7 +88,7 @@ def _reason(error: Exception) -> str:
         return str(error)
     if (refused := _tls_error(error)) is not None:
         if isinstance(refused, ssl.SSLCertVerificationError):
-            return f"the certificate of Redis was not accepted: {refused.verify_message}"
+            return f"the certificate of Redis was not accepted: {refused.verify_message.rstrip('.')}"
         return "the TLS handshake failed: is it a TLS port, and does Redis accept the client's certificate?"
     for kind, reason in _REASONS:
         if isinstance(error, kind):

@@ -76,21 +76,33 @@ class Node:
             if place.load == 0 and (wire := place.wire) is not None:
                 wire.abort()
 
-    def close(self) -> None:
-        """Close everything; what is under way comes to its end."""
+    def close(self) -> list[asyncio.Future[Any]]:
+        """Close everything; what is under way comes to its end. Return what to wait for."""
         self._closed = True
         places, self._places = self._places, []
+        ending: list[asyncio.Future[Any]] = []
         for place in places:
-            if place.load == 0 and not place.opening.done():
-                place.opening.cancel()
-            elif (wire := place.wire) is not None:
+            if (wire := place.wire) is not None:
                 wire.leave()
+                ending.append(wire.closed)
+            elif place.load == 0 and place.opening.cancel():
+                ending.append(place.opening)
+        return ending
 
     def abandon(self) -> None:
         """Close the sockets of a loop that is closed and can close nothing any more."""
         for place in self._places:
             if (wire := place.wire) is not None:
                 abandon(wire.connection)
+
+
+async def hang_up(connection: AbstractConnection) -> None:
+    """Close a connection at once. TLS says good-bye at length, for which a loop that is about to end has no time."""
+    raw: Any = connection
+    writer = getattr(raw, "_writer", None)
+    if writer is not None:
+        writer.transport.abort()
+    await raw.disconnect(nowait=True)
 
 
 def abandon(connection: AbstractConnection) -> None:

@@ -91,6 +91,8 @@ def by_url(
         InvalidError: The URL is none, or does not go with the options.
     """
     given = dict(options) if password is None else {**options, "password": password}
+    if not url.startswith("unix"):
+        given.setdefault("socket_keepalive", True)
     try:
         pool: ConnectionPool = ConnectionPool.from_url(_as_redis(url, ssl=ssl), **given)
     except ValueError:

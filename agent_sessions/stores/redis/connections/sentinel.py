@@ -10,6 +10,7 @@ from redis.asyncio.connection import AbstractConnection
 from redis.exceptions import RedisError
 
 from agent_sessions.stores.redis.connections.failures import NoPrimaryError, WrongServersError, will_pass
+from agent_sessions.stores.redis.connections.node import hang_up
 from agent_sessions.stores.redis.connections.servers import Address, Ask
 
 _ASKING_S = 1.0
@@ -79,7 +80,7 @@ class Sentinels:
                 await connection.send_command("SENTINEL", "GET-MASTER-ADDR-BY-NAME", self._service_name)
                 reply = await connection.read_response()
         finally:
-            await connection.disconnect(nowait=True)
+            await hang_up(connection)
         return Address(reply[0].decode(), int(reply[1])) if reply else None
 
     def resolved(self, host: str, port: int, by: Address) -> Address:

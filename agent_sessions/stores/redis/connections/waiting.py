@@ -15,6 +15,8 @@ from typing import Any
 from redis.asyncio.connection import AbstractConnection
 from redis.exceptions import RedisError, ResponseError
 
+from agent_sessions.stores.redis.connections.node import hang_up
+
 ASK_AGAIN_S = 1.0
 """A waiter asks again so often without being woken, which also keeps its place in the queue."""
 
@@ -90,13 +92,13 @@ class Wakeups:
                     await connection.read_response()
             except (RedisError, OSError, TimeoutError) as error:
                 if connection is not None:
-                    await connection.disconnect(nowait=True)
+                    await hang_up(connection)
                 refused = isinstance(error, ResponseError)
                 self._refused_until = loop.time() + (_REFUSED_S if refused else ASK_AGAIN_S)
                 return False
             except BaseException:
                 if connection is not None:
-                    await connection.disconnect(nowait=True)
+                    await hang_up(connection)
                 raise
             self._connection = connection
             # In a context of its own: whose turn happened to be the first to wait is nobody's business here.
@@ -120,7 +122,7 @@ class Wakeups:
             self._listener = self._connection = None
             for woken in self._woken.values():
                 woken.set()
-            await connection.disconnect(nowait=True)
+            await hang_up(connection)
 
     def _deliver(self, message: object) -> None:
         if isinstance(message, list) and len(message) == 3 and message[0] == b"message":

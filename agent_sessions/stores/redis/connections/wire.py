@@ -42,6 +42,8 @@ class Wire(asyncio.Protocol):
         self._unsent: list[bytes] = []
         self._leaving = False
         self.is_closed = False
+        self.closed: asyncio.Future[None] = self._loop.create_future()
+        """Done when it is."""
         self._transport.set_protocol(self)
 
     @property
@@ -70,10 +72,10 @@ class Wire(asyncio.Protocol):
         return answered
 
     def leave(self) -> None:
-        """Close, once what is under way has come to its end."""
+        """Close, once what is under way has come to its end: whoever waits for a reply gets it."""
         self._leaving = True
-        if not self._pending:
-            self._transport.close()
+        if all(exchange.answered.done() for exchange in self._pending):
+            self._transport.abort()  # TLS would take its time
 
     def abort(self) -> None:
         """Close at once."""
@@ -103,6 +105,7 @@ class Wire(asyncio.Protocol):
     def connection_lost(self, error: Exception | None) -> None:
         """Tell all who wait."""
         self.is_closed = True
+        self.closed.set_result(None)
         for exchange in self._pending:
             exchange.deadline.cancel()
             if not exchange.answered.done():
@@ -125,4 +128,4 @@ class Wire(asyncio.Protocol):
         if not exchange.answered.done():  # cancelled: nobody waits for it any more
             exchange.answered.set_result(exchange.replies)
         if self._leaving and not self._pending:
-            self._transport.close()
+            self._transport.abort()

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 from aiobotocore.config import AioConfig
 from aiobotocore.httpsession import AIOHTTPSession
 from aiobotocore.session import AioSession
+from botocore.exceptions import DataNotFoundError, UnknownServiceError
 from botocore.loaders import Loader, create_loader
 
 _CLOSING_S = 2.0
@@ -39,9 +40,8 @@ class LoopClient:
         self._stack = AsyncExitStack()
         self._opening: asyncio.Task[Any] | None = None
         self._abandoned: weakref.finalize[Any, Any] | None = None
-        self.is_checked = False
-        """Whether the table was looked at on this loop, or need not be."""
         self.checking = asyncio.Lock()
+        """Held while the table is looked at."""
 
     async def get(self) -> Any:
         """The client. Everybody who needs it while it is being made waits for the same one."""
@@ -155,10 +155,11 @@ _loader: Loader = create_loader()  # keeps what it has read, for all stores of t
 
 def _read_ahead() -> None:
     """Let the loader read the files that making a client needs."""
-    for name in ("_retry", "endpoints", "partitions", "sdk-default-configuration"):
-        _loader.load_data(name)
-    for kind in ("service-2", "endpoint-rule-set-1"):
-        _loader.load_service_model("dynamodb", kind)
+    with contextlib.suppress(DataNotFoundError, UnknownServiceError):  # another version has other files
+        for name in ("_retry", "endpoints", "partitions", "sdk-default-configuration"):
+            _loader.load_data(name)
+        for kind in ("service-2", "endpoint-rule-set-1"):
+            _loader.load_service_model("dynamodb", kind)
 
 
 def _abandon(client: Any, pid: int) -> None:

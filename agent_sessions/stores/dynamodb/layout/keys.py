@@ -7,6 +7,7 @@ session, from its making to its deletion, and begins with the life's 8 bytes, so
 |---|---|
 | `R` | the record: version, lease, heads of logs, times |
 | life `C` part key | an entry of a collection |
+| life `D` revision | the directory of its parts, if they are many |
 | life `L` part revision | a frame: what one commit appended to one log |
 | life `T` | the record's fields |
 | life `V` part name | a value |
@@ -154,6 +155,10 @@ class Life(NamedTuple):
         if before is not None:
             high = min(high, self.entry(collection, before))
         return low, high
+
+    def directory(self, revision: int) -> bytes:
+        """The directory that the commit of a revision wrote."""
+        return self.id + b"D" + revision.to_bytes(6)
 
     def frame(self, log: int, revision: int) -> bytes:
         """What the commit of a revision appended to a log."""

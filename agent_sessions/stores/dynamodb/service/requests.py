@@ -15,6 +15,7 @@ from secrets import token_hex
 from typing import Any, TypeAlias, TypeVar
 
 import aiohttp
+from botocore import xform_name
 from botocore.exceptions import (
     BotoCoreError,
     ClientError,
@@ -30,8 +31,8 @@ from botocore.exceptions import ConnectionError as BotoConnectionError
 from botocore.exceptions import HTTPClientError as BotoHTTPError
 
 from agent_sessions.errors import CommitTooLargeError, StoreUnavailableError
-from agent_sessions.stores.dynamodb.clients import Clients, LoopClient
-from agent_sessions.stores.dynamodb.keys import RECORD, Span
+from agent_sessions.stores.dynamodb.layout.keys import RECORD, Span
+from agent_sessions.stores.dynamodb.service.clients import Clients, LoopClient
 
 Item: TypeAlias = dict[str, Any]
 """An item as the service has it: `{"p": {"S": "..."}, "v": {"N": "1"}}`."""
@@ -75,8 +76,8 @@ class Requests:
         self.table = table
         self._clients = clients
         self._patience_s = patience_s
-        self.before_first_use: Callable[[Requests], Any] | None = None
-        """Awaited once by each event loop, before its first request."""
+        self.before_first_use: Callable[[Requests], Awaitable[object]] | None = None
+        """Awaited before the first request of all."""
 
     # ------------------------------------------------------------------------------------------------- single items
 
@@ -160,7 +161,7 @@ class Requests:
         """The items of these keys that exist, by (partition, sort key)."""
         found: dict[Any, Item] = {}
         left = [item_key(*key) for key in dict.fromkeys(keys)]
-        pause = _FIRST_PAUSE_S
+        give_up, pause = self._give_up_at(), _FIRST_PAUSE_S
         while left:
             asked: dict[str, Any] = {"Keys": left[:_BATCH_READ], "ConsistentRead": True}
             if only is not None:
@@ -170,7 +171,10 @@ class Requests:
             found.update(((item["p"]["S"], item["k"]["B"]), item) for item in items)
             unanswered = reply.get("UnprocessedKeys", {}).get(self.table, {}).get("Keys", [])
             left = unanswered + left[_BATCH_READ:]
-            pause = await _rest(pause) if unanswered and not items else _FIRST_PAUSE_S
+            if unanswered and not items:
+                pause = await self._rest_until(give_up, pause)
+            else:
+                give_up, pause = self._give_up_at(), _FIRST_PAUSE_S
         return found
 
     async def put_all(self, items: Sequence[Item]) -> None:
@@ -193,23 +197,27 @@ class Requests:
         await gather([partial(self._write_batch, batch) for batch in batches if batch])
 
     async def _write_batch(self, batch: list[Item]) -> None:
-        give_up = asyncio.get_running_loop().time() + self._patience_s
-        pause = _FIRST_PAUSE_S
+        give_up, pause = self._give_up_at(), _FIRST_PAUSE_S
         while batch:
             reply = await self.call("BatchWriteItem", RequestItems={self.table: batch})
             batch = reply.get("UnprocessedItems", {}).get(self.table, [])
-            if batch and asyncio.get_running_loop().time() + pause > give_up:
-                raise StoreUnavailableError(f"DynamoDB throttles the table {self.table!r}")
             if batch:
-                pause = await _rest(pause)
+                pause = await self._rest_until(give_up, pause)
+
+    def _give_up_at(self) -> float:
+        return asyncio.get_running_loop().time() + self._patience_s
+
+    async def _rest_until(self, give_up: float, pause: float) -> float:
+        if asyncio.get_running_loop().time() + pause > give_up:
+            raise StoreUnavailableError(f"DynamoDB throttles the table {self.table!r}")
+        return await _rest(pause)
 
     # ------------------------------------------------------------------------------------------------- one request
 
     async def call(self, operation: str, **arguments: Any) -> dict[str, Any]:
         """Send a request, again where that may help, and return the answer."""
-        place = self._clients.current()
-        if not place.is_checked:
-            await self._first_use(place)
+        if self.before_first_use is not None:
+            await self._first_use(self._clients.current())
         return await self.call_unchecked(operation, **arguments)
 
     async def call_unchecked(self, operation: str, **arguments: Any) -> dict[str, Any]:
@@ -222,7 +230,7 @@ class Requests:
         while True:
             try:
                 client = await self._clients.current().get()
-                return await client._make_api_call(operation, arguments)  # type: ignore[no-any-return]
+                return await getattr(client, xform_name(operation))(**arguments)  # type: ignore[no-any-return]
             except ClientError as error:
                 if not _passes(error):
                     raise self.meaning(error, operation, maybe_done=maybe_done) from error
@@ -242,10 +250,9 @@ class Requests:
 
     async def _first_use(self, place: LoopClient) -> None:
         async with place.checking:
-            if not place.is_checked:
-                if self.before_first_use is not None:
-                    await self.before_first_use(self)
-                place.is_checked = True
+            if self.before_first_use is not None:
+                await self.before_first_use(self)
+                self.before_first_use = None
 
     def meaning(self, error: Exception, operation: str, *, maybe_done: bool) -> Exception:
         """What an error of botocore is for our callers. Its own text, which may carry arguments, stays in the cause."""

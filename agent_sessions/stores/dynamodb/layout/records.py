@@ -6,7 +6,7 @@ It is kept under 1 KB, since a write costs by the size of the whole item: what m
 |---|---|
 | `f`, `v`, `c` | data format; revision; the ids of the last 64 commits |
 | `l` | the life: what the names of all other items begin with |
-| `d` | the parts: namespaces, logs and collections, with where they stand |
+| `d` | the parts: namespaces, logs and collections, with where they stand, or what of them has changed lately |
 | `s`, `g`, `h`, `x` | started; gone from then on; until when all other items stay at least; the TTL of DynamoDB |
 | `m`, `b`, `n` | record tag; to whom the session belongs; tenant and id, where the partition's name is a hash |
 | `a`, `t`, `u` | keys of the indexes: place (last activity, id), tenant's shard, user |
@@ -27,126 +27,13 @@ from typing import Any
 import msgspec
 from msgspec import Struct, field, structs
 
-from agent_sessions.errors import FormatTooNewError
+from agent_sessions.errors import FormatTooNewError, StateLostError
 from agent_sessions.stores.base import FORMAT, Cursor, Discreet, Key, Lease, LogHead, Part, Row
 from agent_sessions.stores.commit_ring import CommitRing
-from agent_sessions.stores.dynamodb import keys
-from agent_sessions.stores.dynamodb.keys import Life
-from agent_sessions.stores.dynamodb.requests import Item
-
-# --------------------------------------------------------------------------------------------------- parts
-
-
-class Namespace(Discreet, Struct, array_like=True):
-    """A namespace. Its number, and that of a log or collection, is its place in the list, and never another's."""
-
-    name: str
-    revision: int = 0
-    """The last commit that changed a value in it; 0: none did."""
-    has_large: bool = False
-    """Whether a value in it may lie in pieces."""
-
-
-class Log(Discreet, Struct, array_like=True):
-    """A log."""
-
-    namespace: int
-    name: str
-    count: int = 0
-    last: int = 0
-    """The sequence number of the last item; 0 if there is none."""
-    assigned: int = 0
-    """The highest sequence number that was ever given."""
-    first_frame: int = 0
-    """The revision before which all frames are dead: the last clearing."""
-    cut_at: int = 0
-    """The revision that last took items off."""
-
-    @property
-    def head(self) -> LogHead:
-        """Where it stands."""
-        return LogHead(self.count, self.last)
-
-
-class Collection(Discreet, Struct, array_like=True):
-    """A collection."""
-
-    namespace: int
-    name: str
-    revision: int = 0
-    """The last commit that changed it; 0: it has no entries."""
-    has_large: bool = False
-    """Whether an entry of it may lie in pieces."""
-
-
-class Parts(Discreet, Struct, array_like=True):
-    """All parts of a session. It is written by one commit and then never changed: `copy` before `ensure_...`."""
-
-    namespaces: list[Namespace] = field(default_factory=list)
-    logs: list[Log] = field(default_factory=list)
-    collections: list[Collection] = field(default_factory=list)
-    has_fields: bool = False
-    """Whether there is an item with the record's fields."""
-    has_large_fields: bool = False
-    """Whether it may lie in pieces."""
-
-    def part(self, of: Log | Collection) -> Part:
-        """The name of a log or a collection."""
-        return Part(self.namespaces[of.namespace].name, of.name)
-
-    def namespace(self, name: str) -> int | None:
-        """The number of a namespace."""
-        return next((number for number, known in enumerate(self.namespaces) if known.name == name), None)
-
-    def log(self, part: Part) -> int | None:
-        """The number of a log."""
-        return self._find(self.logs, part)
-
-    def collection(self, part: Part) -> int | None:
-        """The number of a collection."""
-        return self._find(self.collections, part)
-
-    def ensure_namespace(self, name: str) -> int:
-        """The number of a namespace, which is entered if it is new."""
-        number = self.namespace(name)
-        if number is None:
-            self.namespaces.append(Namespace(name))
-            number = len(self.namespaces) - 1
-        return number
-
-    def ensure_log(self, part: Part) -> int:
-        """The number of a log, which is entered if it is new."""
-        number = self.log(part)
-        if number is None:
-            self.logs.append(Log(self.ensure_namespace(part.namespace), part.name))
-            number = len(self.logs) - 1
-        return number
-
-    def ensure_collection(self, part: Part) -> int:
-        """The number of a collection, which is entered if it is new."""
-        number = self.collection(part)
-        if number is None:
-            self.collections.append(Collection(self.ensure_namespace(part.namespace), part.name))
-            number = len(self.collections) - 1
-        return number
-
-    def copy(self) -> Parts:
-        """One that may be changed."""
-        return Parts(
-            [structs.replace(namespace) for namespace in self.namespaces],
-            [structs.replace(log) for log in self.logs],
-            [structs.replace(collection) for collection in self.collections],
-            self.has_fields,
-            self.has_large_fields,
-        )
-
-    def _find(self, parts: list[Any], part: Part) -> int | None:
-        namespace = self.namespace(part.namespace)
-        if namespace is None:
-            return None
-        found = (i for i, known in enumerate(parts) if known.name == part.name and known.namespace == namespace)
-        return next(found, None)
-
+from agent_sessions.stores.dynamodb.layout import keys
+from agent_sessions.stores.dynamodb.layout.keys import Life
+from agent_sessions.stores.dynamodb.layout.parts import Changes, Parts, decode_changes, encode
+from agent_sessions.stores.dynamodb.service.requests import Item
 
 # --------------------------------------------------------------------------------------------------- the record
 
@@ -172,6 +59,10 @@ class Record(Discreet, Struct, frozen=True):
     life: Life = Life(b"")
     commits: CommitRing = field(default_factory=CommitRing)
     parts: Parts = field(default_factory=Parts)
+    """All of them, once the directory is read; else what the record itself says."""
+    changes: Changes = field(default_factory=Changes)
+    directory: Parts | None = None
+    """The parts as they were when the directory was written; None: not read, or there is none."""
     started_at: int = 0
     active_at: int = 0
     gone_at: int | None = None
@@ -188,6 +79,15 @@ class Record(Discreet, Struct, frozen=True):
     def is_live(self, now: int) -> bool:
         """Whether the key exists."""
         return bool(self.life.id) and (self.gone_at is None or self.gone_at > now)
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether all parts are known."""
+        return self.directory is not None or not self.changes.directory
+
+    def with_directory(self, directory: Parts) -> Record:
+        """The same, with all parts."""
+        return structs.replace(self, directory=directory, parts=self.changes.onto(directory))
 
     def row(self, fields: dict[str, bytes] | None) -> Row:
         """For the caller."""
@@ -206,8 +106,8 @@ NOTHING = Record()
 
 _TO_SWEEP_FIRST = 7 * 86_400
 """Seconds that a record stays after everything else of its session."""
-_NEVER = 253_402_300_799  # the end of the year 9999: no record is without a TTL, so that setting one needs no look
-_parts_decoder = msgspec.msgpack.Decoder(Parts)
+NEVER = 253_402_300_799
+"""The TTL of a record that is to stay, the end of the year 9999. None is without one, so setting one needs no look."""
 
 
 def read_record(key: Key, item: Item | None) -> Record:
@@ -231,10 +131,12 @@ def read_record(key: Key, item: Item | None) -> Record:
     }
     if "c" not in item:
         return Record(**common)
+    changes = decode_changes(item["d"]["B"])
     return Record(
         life=Life(item["l"]["B"]),
         commits=CommitRing(item["c"]["B"], int(item["v"]["N"])),
-        parts=_parts_decoder.decode(item["d"]["B"]),
+        parts=Parts(has_fields=changes.has_fields) if changes.directory else changes.onto(Parts()),
+        changes=changes,
         started_at=int(item["s"]["N"]),
         active_at=keys.active_at(item["a"]["B"]),
         gone_at=_int(item, "g"),
@@ -299,10 +201,11 @@ class Change:
             self.set("g", optional(record.gone_at))
         self.set("f", number(FORMAT))
         self.set("v", number(record.commits.revision)).set("c", binary(record.commits.ids))
-        self.set("l", binary(record.life.id)).set("d", binary(msgspec.msgpack.encode(record.parts)))
+        self.set("l", binary(record.life.id)).set("d", binary(encode(record.changes)))
         self.set("s", number(record.started_at)).set("h", optional(record.stays_until))
         self.set("m", binary(record.record_tag))
-        self.set("x", number(_NEVER if record.stays_until is None else record.stays_until + _TO_SWEEP_FIRST))
+        stays_until = None if record.gone_at is None else record.stays_until
+        self.set("x", number(NEVER if stays_until is None else stays_until + _TO_SWEEP_FIRST))
         self.set("b", None if user is None else {"S": user})
         self.set("a", binary(keys.place(Cursor(record.active_at, key.id))))
         self.set("t", {"S": keys.tenant_shard(key)})
@@ -354,6 +257,14 @@ def new_lease(owner: str, ms: int, now: int, since: int) -> Held:
 def name_of(key: Key) -> str:
     """A key, for people."""
     return f"{key.kind} {key.id!r} of tenant {key.tenant!r}"
+
+
+def state_lost(key: Key) -> StateLostError:
+    """What a record names is not there."""
+    return StateLostError(
+        f"a part of {name_of(key)} that its record counts is no longer in the table (deleted by hand, or by another "
+        "program's TTL)"
+    )
 
 
 # --------------------------------------------------------------------------------------------------- attributes

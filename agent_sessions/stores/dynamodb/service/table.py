@@ -8,7 +8,7 @@ import logging
 from typing import Any
 
 from agent_sessions.errors import StoreUnavailableError
-from agent_sessions.stores.dynamodb.requests import Requests
+from agent_sessions.stores.dynamodb.service.requests import Requests
 
 logger = logging.getLogger("agent_sessions")
 

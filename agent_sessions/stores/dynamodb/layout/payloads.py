@@ -10,9 +10,9 @@ import msgspec
 from msgspec import Struct
 
 from agent_sessions.stores.base import Discreet
-from agent_sessions.stores.dynamodb.keys import Life
-from agent_sessions.stores.dynamodb.records import binary
-from agent_sessions.stores.dynamodb.requests import Item, Requests, gather
+from agent_sessions.stores.dynamodb.layout.keys import Life
+from agent_sessions.stores.dynamodb.layout.records import binary
+from agent_sessions.stores.dynamodb.service.requests import Item, Requests, gather
 
 PIECE_BYTES = 350_000
 """The most bytes of an item that are a payload, or a part of one. An item may have 409,600, its names included."""

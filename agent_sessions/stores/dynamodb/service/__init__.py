@@ -1,0 +1,1 @@
+"""DynamoDB itself: clients, requests, the table."""
