@@ -95,6 +95,10 @@ async def activation_of(runner: Runner, activation_id: str) -> Activation:
 
 
 async def only_activation(runner: Runner, session_id: str = "s") -> Activation:
+    async def is_written() -> bool:  # which happens beside the turn
+        return bool(await runner.activations(session_id))
+
+    await until(is_written)
     [activation] = await runner.activations(session_id)
     return activation
 
@@ -394,11 +398,6 @@ async def test_a_run_whose_process_died_is_abandoned_after_its_lease(make_manage
     running = asyncio.create_task(runner.run(agent, "s", "Hi"))
     await begun.wait()
     elsewhere = Runner(make_manager(clock=clock))
-
-    async def is_written() -> bool:  # it is, beside the turn
-        return bool(await elsewhere.activations("s"))
-
-    await until(is_written)
     assert (await only_activation(elsewhere)).status == "RUNNING"
     clock.advance(30.1)  # nobody has renewed it
     abandoned = await only_activation(elsewhere)
