@@ -95,6 +95,10 @@ async def activation_of(runner: Runner, activation_id: str) -> Activation:
 
 
 async def only_activation(runner: Runner, session_id: str = "s") -> Activation:
+    async def is_written() -> bool:  # which happens beside the turn
+        return bool(await runner.activations(session_id))
+
+    await until(is_written)
     [activation] = await runner.activations(session_id)
     return activation
 

@@ -17,17 +17,13 @@ from aiobotocore.session import AioSession, get_session
 
 from agent_sessions.clock import Clock
 from agent_sessions.errors import (
-    CommitUnknownError,
     InvalidError,
     SessionBusyError,
-    SessionConflictError,
-    SessionError,
     SessionNotFoundError,
     StoreUnavailableError,
 )
 from agent_sessions.stores.base import (
     ABSENT,
-    COMMITS_REMEMBERED,
     Commit,
     CommitStatus,
     Committed,
@@ -44,6 +40,7 @@ from agent_sessions.stores.base import (
     Version,
     Wanted,
 )
+from agent_sessions.stores.commit_ring import overtaken
 from agent_sessions.stores.dynamodb.expiry import DAY, keep_alive, let_go, seconds
 from agent_sessions.stores.dynamodb.layout.keys import partition
 from agent_sessions.stores.dynamodb.layout.payloads import Torn
@@ -295,7 +292,7 @@ class DynamoDBStore:
             if old is NOTHING:
                 await self._stages.sweep(place, found, now)
                 raise SessionNotFoundError(f"{name_of(key)} does not exist, was deleted, or is past its time")
-            raise _overtaken(key, commit, expected, version.revision)
+            raise overtaken(name_of(key), commit, version.revision)
         if self._leases.is_held_by_another(place, found.lease, commit.owner):
             self._keep(place, found)
             assert found.lease is not None
@@ -488,15 +485,3 @@ def _opened(
 def _repeated(commit: Commit, revision: int) -> Committed:
     previous = commit.expected if commit.expected is not None else ABSENT
     return Committed(Version(revision, commit.id), previous, None, {}, repeated=True)
-
-
-def _overtaken(key: Key, commit: Commit, expected: Version, revision: int) -> SessionError:
-    if revision - expected.revision > COMMITS_REMEMBERED:
-        return CommitUnknownError(
-            f"{name_of(key)} is at revision {revision} and does not remember back to {expected.revision + 1}, "
-            "which this commit would have been: read it and see",
-            commit_id=commit.id.hex(),
-        )
-    return SessionConflictError(
-        f"{name_of(key)} is at revision {revision}, not at the expected {expected.revision}: open it again"
-    )

@@ -37,6 +37,8 @@ POLL_S = 0.004
 _TRY_AGAIN_S = (0.0003, 0.003)
 """Between which pauses a lock is tried again; at random, so that processes don't march in step."""
 
+_random = random.Random()  # the thread's own: the application may go by the state of the shared one
+
 _AT_ONCE = 128
 """The most jobs that share a transaction."""
 
@@ -130,7 +132,7 @@ class Worker:
         """The jobs that have arrived; waits for one until there is something else to do."""
         now = time.monotonic()
         if self._blocked:
-            pause: float | None = random.uniform(*_TRY_AGAIN_S)
+            pause: float | None = _random.uniform(*_TRY_AGAIN_S)
         elif self._waiting:
             pause = max(0.0, self._poll_at - now)
         elif self._connection is not None:
@@ -163,7 +165,7 @@ class Worker:
             self._poll_at = now + POLL_S
         if self._connection is not None and now >= self._sweep_at and not self._blocked:
             more = self._sweep()
-            self._sweep_at = now + (sweeping.SOON_S if more else random.uniform(0.5, 1.5) * sweeping.EVERY_S)
+            self._sweep_at = now + (sweeping.SOON_S if more else _random.uniform(0.5, 1.5) * sweeping.EVERY_S)
 
     # ------------------------------------------------------------------------------------------------ jobs
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-import threading
 import weakref
 from collections.abc import Callable
 from contextlib import AsyncExitStack
@@ -18,7 +17,7 @@ from aiobotocore.session import AioSession
 from botocore.exceptions import DataNotFoundError, UnknownServiceError
 from botocore.loaders import Loader, create_loader
 
-_CLOSING_S = 2.0
+from agent_sessions.stores.per_loop import PerLoop
 
 
 class Endpoint(NamedTuple):
@@ -92,62 +91,11 @@ class LoopClient:
         return opening.cancelled() or opening.exception() is not None
 
 
-class Clients:
-    """The clients of a store.
-
-    A child process never touches what its parent opened: also closing it there would disturb the parent.
-    """
+class Clients(PerLoop[LoopClient]):
+    """The clients of a store."""
 
     def __init__(self, endpoint: Endpoint) -> None:
-        self._endpoint = endpoint
-        self._pid = os.getpid()
-        self._lock = threading.Lock()
-        self._by_loop: dict[asyncio.AbstractEventLoop, LoopClient] = {}
-        self._inherited: list[object] = []
-
-    def current(self) -> LoopClient:
-        """The running loop's."""
-        if self._pid != os.getpid():
-            self._forget_the_parents()
-        loop = asyncio.get_running_loop()
-        found = self._by_loop.get(loop)
-        return found if found is not None else self._make(loop)
-
-    async def detach(self) -> None:
-        """Close the running loop's."""
-        if self._pid != os.getpid():
-            self._forget_the_parents()
-        found = self._by_loop.pop(asyncio.get_running_loop(), None)
-        if found is not None:
-            await found.aclose()
-
-    async def aclose(self) -> None:
-        """Close all, on whichever loop they are."""
-        await self.detach()
-        with self._lock:
-            others = list(self._by_loop.items())
-            self._by_loop.clear()
-        for loop, client in others:
-            if loop.is_running():
-                closing = asyncio.wrap_future(asyncio.run_coroutine_threadsafe(client.aclose(), loop))
-                with contextlib.suppress(TimeoutError):
-                    await asyncio.wait_for(closing, _CLOSING_S)
-            else:
-                client.abandon()
-
-    def _make(self, loop: asyncio.AbstractEventLoop) -> LoopClient:
-        with self._lock:
-            for closed in [other for other in self._by_loop if other.is_closed()]:
-                self._by_loop.pop(closed).abandon()
-            made = LoopClient(self._endpoint)
-            self._by_loop[loop] = made
-            return made
-
-    def _forget_the_parents(self) -> None:
-        self._inherited.append(self._by_loop)
-        self._by_loop = {}
-        self._lock = threading.Lock()
-        self._pid = os.getpid()
+        super().__init__(lambda: LoopClient(endpoint))
 
 
 _loader: Loader = create_loader()  # keeps what it has read, for all stores of the process

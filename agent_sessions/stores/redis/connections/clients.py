@@ -9,8 +9,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import os
-import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextvars import Context
@@ -23,6 +21,7 @@ from redis.exceptions import AskError, MovedError, NoScriptError, RedisError, Tr
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from agent_sessions.errors import StoreUnavailableError
+from agent_sessions.stores.per_loop import PerLoop
 from agent_sessions.stores.redis.connections.failures import NoPrimaryError, is_broken, unavailable, will_pass
 from agent_sessions.stores.redis.connections.node import Node, abandon, hang_up
 from agent_sessions.stores.redis.connections.servers import Address, Command, Servers
@@ -381,60 +380,8 @@ def _pack(commands: Sequence[Command]) -> bytes:
 _ASKING = _pack([(b"ASKING",)])
 
 
-class Clients:
-    """The clients of a store, one for each running event loop, made when first needed there.
-
-    A child process never touches what its parent opened: also closing it there would disturb the parent.
-    """
+class Clients(PerLoop[LoopClient]):
+    """The clients of a store."""
 
     def __init__(self, settings: Settings, make_channel: Callable[[str], bytes]) -> None:
-        self._settings = settings
-        self._make_channel = make_channel
-        self._pid = os.getpid()
-        self._lock = threading.Lock()
-        self._by_loop: dict[asyncio.AbstractEventLoop, LoopClient] = {}
-        self._inherited: list[object] = []
-
-    def current(self) -> LoopClient:
-        """The running loop's."""
-        if self._pid != os.getpid():
-            self._forget_the_parents()
-        loop = asyncio.get_running_loop()
-        found = self._by_loop.get(loop)
-        return found if found is not None else self._make(loop)
-
-    async def detach(self) -> None:
-        """Close the running loop's."""
-        if self._pid != os.getpid():
-            self._forget_the_parents()
-        found = self._by_loop.pop(asyncio.get_running_loop(), None)
-        if found is not None:
-            await found.aclose()
-
-    async def aclose(self) -> None:
-        """Close all, on whichever loop they are."""
-        await self.detach()
-        with self._lock:
-            others = list(self._by_loop.items())
-            self._by_loop.clear()
-        for loop, client in others:
-            if loop.is_running():
-                closing = asyncio.wrap_future(asyncio.run_coroutine_threadsafe(client.aclose(), loop))
-                with contextlib.suppress(TimeoutError):
-                    await asyncio.wait_for(closing, _CLOSING_S)
-            else:
-                client.abandon()
-
-    def _make(self, loop: asyncio.AbstractEventLoop) -> LoopClient:
-        with self._lock:
-            for closed in [other for other in self._by_loop if other.is_closed()]:
-                self._by_loop.pop(closed).abandon()
-            made = LoopClient(self._settings, self._make_channel(token_hex(8)))
-            self._by_loop[loop] = made
-            return made
-
-    def _forget_the_parents(self) -> None:
-        self._inherited.append(self._by_loop)
-        self._by_loop = {}
-        self._lock = threading.Lock()
-        self._pid = os.getpid()
+        super().__init__(lambda: LoopClient(settings, make_channel(token_hex(8))))
