@@ -94,17 +94,21 @@ class Counting(Before):
         self.answers: list[Opened] = []
 
     async def open(self, key: Key, **asked: Any) -> Opened:
-        self.calls["open"] += key.kind == "session"
-        self.opens.append(asked)
-        self.answers.append(await super().open(key, **asked))
-        return self.answers[-1]
+        answer = await super().open(key, **asked)
+        if key.kind == "session":
+            self.calls["open"] += 1
+            self.opens.append(asked)
+            self.answers.append(answer)
+        return answer
 
     async def commit(self, key: Key, commit: Commit) -> Committed:
-        self.calls["commit"] += key.kind == "session"
+        if key.kind == "session":
+            self.calls["commit"] += 1
         return await super().commit(key, commit)
 
     async def delete(self, key: Key, write_id: bytes) -> bool:
-        self.calls["delete"] += 1
+        if key.kind == "session":
+            self.calls["delete"] += 1
         return await super().delete(key, write_id)
 
 

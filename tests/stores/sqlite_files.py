@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from agent_sessions.stores.base import Commit, Key, LeaseWanted, LogChange, LogWanted, Part, Store, Wanted
+from agent_sessions.stores.lifetime import Lifetime
 
 KEY = Key("default", "session", "s-1")
 CART = Part("shop", "cart")
@@ -16,8 +17,9 @@ LOG = Part("openai", "items")
 CHECKPOINTS = Part("langgraph", "checkpoints")
 
 
-def change(**changes: Any) -> Commit:
-    return Commit(**{"id": os.urandom(8), "owner": "us", "expected": None, **changes})
+def change(*, ttl_ms: int | None = None, **changes: Any) -> Commit:
+    lifetime = Lifetime(ttl_ms=ttl_ms)
+    return Commit(**{"id": os.urandom(8), "owner": "us", "expected": None, "lifetime": lifetime, **changes})
 
 
 def append(*items: bytes) -> dict[Part, LogChange]:

@@ -177,8 +177,9 @@ def _in_child(work) -> int:
 
 def weight(store: MemoryStore) -> int:
     """How much the store holds on to."""
-    places = sum(len(places._order) for places in store._places.values())
-    return len(store._slots) + len(store._due) + len(store._places) + len(store._deleted) + places
+    listings = store._listings.values()
+    places = sum(len(order._order) for listing in listings for order in (listing.by_activity, listing.by_start))
+    return len(store._slots) + len(store._due) + len(listings) + len(store._deleted) + places
 
 
 async def test_memory_does_not_grow_past_expiry(store: MemoryStore, clock: FakeClock):

@@ -618,9 +618,9 @@ async def test_listings_among_very_many_keys_are_quick(store: SQLiteStore, path:
     query(
         path,
         "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 100000)"
-        " INSERT INTO keys (tenant, kind, id, format, revision, commit_ids, started_at, active_at, gone_at, belongs_to,"
-        " record_tag) SELECT tenant, kind, 's' || i, format, revision, commit_ids, started_at, active_at - i,"
-        " gone_at - i, 'user' || (i % 100), record_tag FROM keys, n",
+        " INSERT INTO keys (tenant, kind, id, format, revision, commit_ids, life, started_at, active_at, idle_at,"
+        " ends_at, gone_at, was_ended, belongs_to) SELECT tenant, kind, 's' || i, format, revision, commit_ids, life,"
+        " started_at - i, active_at - i, idle_at - i, ends_at - i, gone_at - i, 0, 'user' || (i % 100) FROM keys, n",
     )
     query(path, "UPDATE tally SET n = 100001")
     page = await store.find("default", "session", limit=50_000)

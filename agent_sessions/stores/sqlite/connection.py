@@ -12,6 +12,7 @@ from agent_sessions.stores.sqlite import schema
 _PRAGMAS = (
     "PRAGMA cache_size = -16384",  # KiB
     "PRAGMA journal_size_limit = 16777216",  # bytes of the -wal file that stay after a large commit
+    "PRAGMA secure_delete = ON",  # what is deleted is written over
     "PRAGMA trusted_schema = OFF",
 )
 
