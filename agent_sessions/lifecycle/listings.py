@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -24,6 +24,12 @@ class SessionPage:
 
     sessions: list[SessionRecord]
     next_cursor: str | None
+
+    def __iter__(self) -> Iterator[SessionRecord]:
+        return iter(self.sessions)
+
+    def __len__(self) -> int:
+        return len(self.sessions)
 
 
 @dataclass(frozen=True)
