@@ -28,7 +28,7 @@ from .errors import (
 from .events import Listener, Listeners
 from .identifiers import DEFAULT_TENANT, check_id, check_name
 from .lifecycle import Lifecycle, Policies
-from .record import LockInfo, SessionRecord, lock_info, record_of
+from .record import MESSAGES, LockInfo, SessionRecord, lock_info, record_of
 from .session import Session, enter_session, joined_session, leave_session
 from .settings import Settings
 from .stores import open_store
@@ -242,13 +242,20 @@ class SessionManager(Lifecycle):
             turn.close(f"this snapshot of session {key.id!r} is over")
 
     async def append(
-        self, session: str | Session, namespace: str, log: str, items: Sequence[Any], *, user_id: str | None = None
+        self,
+        session: str | Session,
+        namespace: str,
+        log: str,
+        items: Sequence[Any],
+        *,
+        user_id: str | None = None,
+        messages: bool = False,
     ) -> None:
         """Add items to a session's log at once, all or none, in one round trip; a new session is made by it.
 
         Inside a turn on that session it is part of the turn. Otherwise it waits for a turn that is running, as
         `open` does, but not for one that only reads. With a `user_id` the first append of a process takes two round
-        trips: it has to see whose session it is.
+        trips: it has to see whose session it is. `messages` is as in `Namespace.log`.
 
         Raises:
             SerializationError: An item can't be stored.
@@ -262,7 +269,7 @@ class SessionManager(Lifecycle):
         if is_known_owner and joined_session(self.store, key) is None:
             part = Part(check_name(namespace, "namespace"), check_name(log, "name"))
             turn = self._turn(key, image, user_id, "turn", await self._lifetime(), blind=True)
-            await turn.append_items(part, items)
+            await turn.append_items(part, items, counter=MESSAGES if messages else None)
             try:
                 await turn.commit(release=True)
             except SessionBusyError:
@@ -271,7 +278,7 @@ class SessionManager(Lifecycle):
                 self._remember(turn)
                 return
         async with self.open(session, user_id=user_id) as opened:
-            await opened.namespace(namespace).log(log).append(items)
+            await opened.namespace(namespace).log(log, messages=messages).append(items)
 
     # ------------------------------------------------------------------------------------------------ one session
 

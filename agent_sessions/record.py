@@ -11,6 +11,9 @@ from .stores.lifetime import Status
 from .turns.image import Image
 from .turns.values import decode_field
 
+MESSAGES, MEMORIES = "messages", "memories"
+"""The counters of a record."""
+
 END_REASONS = ("explicit", "replaced", "revoked", "expired", "idle")
 
 
@@ -43,6 +46,7 @@ class SessionRecord:
     time_remaining: timedelta | None
     """How long it could still be used, resting from now on. None: without end."""
     message_count: int
+    """How many messages its conversations have, in all frameworks; those of child runs are not counted."""
     memory_count: int
     revision: int
     """How many commits it has seen."""
@@ -102,8 +106,8 @@ def record_from(key: Key, row: Row, revision: int, now: int) -> SessionRecord:
         ttl=None if row.lifetime.ttl_ms is None else timedelta(milliseconds=row.lifetime.ttl_ms),
         gone_at=_time(row.gone_at),
         time_remaining=None if row.ends_at is None else timedelta(milliseconds=max(0, row.ends_at - now)),
-        message_count=row.counters.get("messages", 0),
-        memory_count=row.counters.get("memories", 0),
+        message_count=row.counters.get(MESSAGES, 0),
+        memory_count=row.counters.get(MEMORIES, 0),
         revision=revision,
         forked_from=fields.get("forked_from"),
     )

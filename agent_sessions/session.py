@@ -15,7 +15,7 @@ from .identifiers import (
     check_name,
     check_prefix,
 )
-from .record import SessionRecord, record_of
+from .record import MESSAGES, SessionRecord, record_of
 from .stores.base import EntryRange, Key, Part, Store
 from .turns.turn import Turn
 from .turns.values import Values
@@ -26,9 +26,10 @@ T = TypeVar("T")
 class Log:
     """An append-only ordered list in a namespace. Get it from `Namespace.log`."""
 
-    def __init__(self, session: Session, part: Part) -> None:
+    def __init__(self, session: Session, part: Part, counter: str | None = None) -> None:
         self._session = session
         self._part = part
+        self._counter = counter
 
     async def append(self, items: Sequence[Any]) -> None:
         """Add items at the end: all of them, or none.
@@ -36,7 +37,7 @@ class Log:
         Raises:
             SerializationError: An item can't be stored; `field` is the path to what can't: `items[2].when`.
         """
-        await self._session._open_turn().append_items(self._part, items)
+        await self._session._open_turn().append_items(self._part, items, counter=self._counter)
 
     async def read(self, limit: int | None = None) -> list[Any]:
         """The last `limit` items (None: all), oldest first, in a new list.
@@ -47,11 +48,11 @@ class Log:
 
     async def pop(self) -> Any:
         """Take the last item off and return it; None if the log is empty."""
-        return await self._session._open_turn().pop_item(self._part)
+        return await self._session._open_turn().pop_item(self._part, counter=self._counter)
 
     async def clear(self) -> None:
         """Take all items off."""
-        await self._session._open_turn().clear_items(self._part)
+        await self._session._open_turn().clear_items(self._part, counter=self._counter)
 
     async def count(self) -> int:
         """How many items the log has."""
@@ -214,9 +215,13 @@ class ValueNamespace:
 class Namespace(ValueNamespace):
     """A part of a session, one for each framework: values by name, logs and collections."""
 
-    def log(self, name: str) -> Log:
-        """The log of this name; it exists once something was appended."""
-        return Log(self._session, self._part(name))
+    def log(self, name: str, *, messages: bool = False) -> Log:
+        """The log of this name; it exists once something was appended.
+
+        With `messages` its items are messages of the session: what is appended and taken off is counted in the
+        record's `message_count`, in the same commit. Say so wherever the log is written.
+        """
+        return Log(self._session, self._part(name), MESSAGES if messages else None)
 
     def collection(self, name: str) -> Collection:
         """The collection of this name; it exists as long as it has entries."""
@@ -282,6 +287,13 @@ class Session(Namespace):
         """A copy of the metadata in the record."""
         turn = self._turn or self._last
         return {} if turn is None else dict(turn.field("metadata") or {})
+
+    def count_messages(self, more: int) -> None:
+        """Add to the record's `message_count` when the turn is stored; less than 0 takes off.
+
+        For messages that are not in a log: those of a log are counted by `log(name, messages=True)`.
+        """
+        self._open_turn().count(MESSAGES, _checked_number(more))
 
     @property
     def revision(self) -> int:
@@ -391,3 +403,9 @@ def _checked_limit(limit: int | None) -> int | None:
     if limit is not None and (type(limit) is not int or limit < 0):
         raise InvalidError("LIMIT", "limit must be a whole number from 0 on, or None for all", field="limit")
     return limit
+
+
+def _checked_number(more: int) -> int:
+    if type(more) is not int:
+        raise InvalidError("NUMBER", "what is counted must be a whole number", field="more")
+    return more

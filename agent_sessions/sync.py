@@ -15,7 +15,7 @@ from .errors import InvalidError
 from .events import Listener
 from .manager import LogsWanted, SessionManager
 from .record import SessionRecord
-from .session import Collection, Log, Session, ValueNamespace, enter_session, leave_session
+from .session import Collection, Log, Namespace, Session, ValueNamespace, enter_session, leave_session
 from .settings import Settings
 from .stores.base import Store
 from .turns.turn import CommitMode
@@ -101,9 +101,9 @@ class SyncCollection:
 class SyncNamespace(ValueNamespace):
     """A `Namespace` whose logs and collections block."""
 
-    def log(self, name: str) -> SyncLog:
+    def log(self, name: str, *, messages: bool = False) -> SyncLog:
         """See `Namespace.log`."""
-        return SyncLog(Log(self._session, self._part(name)))
+        return SyncLog(Namespace(self._session, self.name).log(name, messages=messages))
 
     def collection(self, name: str) -> SyncCollection:
         """See `Namespace.collection`."""
@@ -150,6 +150,10 @@ class SyncSession(SyncNamespace):
     def volatile(self) -> dict[str, Any]:
         """See `Session.volatile`."""
         return self._session.volatile
+
+    def count_messages(self, more: int) -> None:
+        """See `Session.count_messages`."""
+        self._session.count_messages(more)
 
     def namespace(self, name: str) -> SyncNamespace:
         """See `Session.namespace`."""

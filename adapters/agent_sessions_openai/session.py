@@ -103,7 +103,9 @@ class OpenAISession:
         """Add items at the end, all of them or none; waits while a turn elsewhere has the session."""
 
         async def append(items: Sequence[Any]) -> None:
-            await self._manager.append(self.session_id, NAMESPACE, self._log, items, user_id=self.user_id)
+            await self._manager.append(
+                self.session_id, NAMESPACE, self._log, items, user_id=self.user_id, messages=True
+            )
 
         if items:
             await _appended(append, items)
@@ -130,7 +132,7 @@ class TurnItems:
 
     def __init__(self, session: Session, log: str) -> None:
         self.session_id = session.id
-        self._log = session.namespace(NAMESPACE).log(log)
+        self._log = session.namespace(NAMESPACE).log(log, messages=True)
 
     async def get_items(self, limit: int | None = None) -> list[TResponseInputItem]:
         """The last `limit` items, oldest first."""

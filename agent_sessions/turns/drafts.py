@@ -14,14 +14,15 @@ from .logs import LogDraft
 
 
 class Drafts(Struct):
-    """Logs, collections and record fields that are to change."""
+    """Logs, collections, record fields and counters that are to change."""
 
     logs: dict[Part, LogDraft] = field(default_factory=dict)
     collections: dict[Part, CollectionDraft] = field(default_factory=dict)
     fields: dict[str, bytes | None] = field(default_factory=dict)
+    counters: dict[str, int] = field(default_factory=dict)
 
     def __bool__(self) -> bool:
-        return bool(self.logs or self.collections or self.fields)
+        return bool(self.logs or self.collections or self.fields or self.counters)
 
     def log(self, part: Part) -> LogDraft:
         """The draft of a log, to change."""
@@ -31,11 +32,16 @@ class Drafts(Struct):
         """The draft of a collection, to change."""
         return self.collections.setdefault(part, CollectionDraft())
 
+    def count(self, counter: str, more: int) -> None:
+        """Add to a counter; less than 0 takes off."""
+        self.counters[counter] = self.counters.get(counter, 0) + more
+
     def write_to(self, commit: Commit) -> None:
         """Put all of it into a commit."""
         commit.logs = {part: draft.change() for part, draft in self.logs.items()}
         commit.collections = {part: draft.change() for part, draft in self.collections.items()}
         commit.fields = self.fields
+        commit.counters = {counter: more for counter, more in self.counters.items() if more}
 
     def folded_into(self, image: Image, values: Mapping[str, Mapping[str, bytes]]) -> Image:
         """The image as it will be: only its version and the logs' last numbers are still to come."""

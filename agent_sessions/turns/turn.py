@@ -128,6 +128,12 @@ class Turn:
             if data != self._stored_field(name):
                 self._drafts.fields[name] = data
 
+    def count(self, counter: str, more: int) -> None:
+        """Add to a counter of the record; less than 0 takes off."""
+        with self._lock:
+            self._check_writable()
+            self._drafts.count(counter, more)
+
     def log_counts(self) -> dict[Part, int]:
         """Every log that has items, with their number."""
         with self._lock:
@@ -177,15 +183,17 @@ class Turn:
                     return items if limit is None else items[-limit:]
             await self._load_log(part, needed)
 
-    async def append_items(self, part: Part, items: Sequence[Any]) -> None:
-        """Add items at the end, all of them or none."""
+    async def append_items(self, part: Part, items: Sequence[Any], *, counter: str | None = None) -> None:
+        """Add items at the end, all of them or none. The `counter` of a log, here and below, goes by its length."""
         encoded = encode_items(part, items)
         with self._lock:
             self._check_writable()
             self._drafts.log(part).append(encoded)
+            if counter is not None:
+                self._drafts.count(counter, len(encoded))
         await self._step()
 
-    async def pop_item(self, part: Part) -> Any:
+    async def pop_item(self, part: Part, *, counter: str | None = None) -> Any:
         """Take the last item off and return it; None from an empty log."""
         while True:  # until nobody has popped meanwhile what was loaded for this
             with self._lock:
@@ -196,16 +204,21 @@ class Turn:
                 needed = draft.popped + 1
                 if draft.appended or self._holds(part, needed):
                     item = self._pop(part)
+                    if counter is not None:
+                        self._drafts.count(counter, -1)
                     break
             await self._load_log(part, needed)
         await self._step()
         return item
 
-    async def clear_items(self, part: Part) -> None:
+    async def clear_items(self, part: Part, *, counter: str | None = None) -> None:
         """Take all items off."""
         with self._lock:
             self._check_writable()
-            self._drafts.log(part).clear()
+            draft = self._drafts.log(part)
+            if counter is not None:
+                self._drafts.count(counter, -draft.remaining(self._image.count(part)) - len(draft.appended))
+            draft.clear()
         await self._step()
 
     # ------------------------------------------------------------------------------------------------ collections
