@@ -196,7 +196,9 @@ def _resumption(pending: list[str], decisions: Any) -> Command[Any] | None:
 def _bound(call: Call) -> Any:
     """The graph, with the call's session for a checkpointer. The caller's graph stays as it is."""
     bound = copy.copy(_graph(call.agent))
-    bound.checkpointer = TurnSaver(call.session, call.thread, _serializer(call.agent), frozenset(bound.nodes))
+    bound.checkpointer = TurnSaver(
+        call.session, call.thread, _serializer(call.agent), frozenset(bound.nodes), counted=not call.is_child
+    )
     return bound
 
 

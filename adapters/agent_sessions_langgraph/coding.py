@@ -23,6 +23,7 @@ from agent_sessions.stores.base import Key
 from .chunks import ListName
 from .keys import base_of
 from .lists import Lists
+from .messages import count_in
 from .places import Place
 from .thread import NewCheckpoint, Origin, Stored, Write
 
@@ -73,6 +74,7 @@ class Coder:
             blobs={name: dumps(value) for name, value in new.items() if name not in lists},
             lists={name: self.lists.guessed(self._list(place.ns, name), value) for name, value in lists.items()},
             run_id=None if run_id is None else str(run_id),
+            messages=count_in(checkpoint),
         )
 
     def encoded_writes(self, writes: Sequence[tuple[str, Any]], task_id: str, task_path: str) -> Sequence[Write]:

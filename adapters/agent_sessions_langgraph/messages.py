@@ -5,15 +5,18 @@ from __future__ import annotations
 from typing import Any
 
 from langchain_core.messages import AIMessage, AIMessageChunk, HumanMessage, ToolMessage
+from langgraph.checkpoint.base import Checkpoint
+from langgraph.checkpoint.serde.types import _DeltaSnapshot
 
-_MESSAGES = "messages"
+MESSAGES = "messages"
+"""The channel that has them."""
 
 
 def as_input(graph: Any, given: Any) -> Any:
     """A text as the graph takes it; anything else as it is."""
     if not isinstance(given, str) or not _takes_messages(graph):
         return given
-    return {_MESSAGES: [HumanMessage(given)]}
+    return {MESSAGES: [HumanMessage(given)]}
 
 
 def answer(state: Any) -> Any:
@@ -46,8 +49,17 @@ def open_tool_calls(state: Any) -> list[str]:
     return []
 
 
+def count_in(checkpoint: Checkpoint) -> int | None:
+    """How many messages a checkpoint has; None: it does not say, as one of a delta channel between its snapshots."""
+    if MESSAGES not in checkpoint["channel_versions"]:
+        return 0
+    held = checkpoint["channel_values"].get(MESSAGES)
+    messages = held.value if isinstance(held, _DeltaSnapshot) else held
+    return None if messages is None else len(messages) if isinstance(messages, list) else 0
+
+
 def _messages(state: Any) -> list[Any] | None:
-    messages = state.get(_MESSAGES) if isinstance(state, dict) else None
+    messages = state.get(MESSAGES) if isinstance(state, dict) else None
     return messages if isinstance(messages, list) else None
 
 
@@ -55,4 +67,4 @@ def _takes_messages(graph: Any) -> bool:
     builder = getattr(graph, "builder", None)
     if builder is None:  # of the functional API, or made of channels
         return False
-    return _MESSAGES in builder.schemas.get(builder.input_schema, {})
+    return MESSAGES in builder.schemas.get(builder.input_schema, {})

@@ -63,6 +63,7 @@ class SessionSaver(BaseCheckpointSaver[str]):
         super().__init__(serde=serde or StrictSerializer(allowed_types))
         self._access = Access(manager)
         self._thread = thread
+        self._counted = True
         self._allowing: dict[frozenset[Any], BaseCheckpointSaver[str]] = {}
 
     @asynccontextmanager
@@ -301,7 +302,7 @@ class SessionSaver(BaseCheckpointSaver[str]):
         lists = self._coder(place).lists
 
         async def write(session: Session, alone: bool) -> None:
-            await work(Thread(session, self._thread, lists, alone=alone))
+            await work(Thread(session, self._thread, lists, alone=alone, counted=self._counted))
 
         await self._access.write(place.session_id, write)
 
@@ -330,8 +331,11 @@ class SessionSaver(BaseCheckpointSaver[str]):
 class TurnSaver(SessionSaver):
     """The checkpointer of one run of one graph in a turn that is open."""
 
-    def __init__(self, session: Session, thread: str, serde: SerializerProtocol, nodes: AbstractSet[str]) -> None:
+    def __init__(
+        self, session: Session, thread: str, serde: SerializerProtocol, nodes: AbstractSet[str], *, counted: bool
+    ) -> None:
         super().__init__(thread=thread, serde=serde)
+        self._counted = counted
         self._access = Access(None, session)
         self._session_id = session.id
         self._nodes = nodes

@@ -82,6 +82,8 @@ class NewCheckpoint(Struct, frozen=True):
     """Likewise, of those whose value is a list."""
     run_id: str | None
     """The run that made it, if it has a name."""
+    messages: int | None = 0
+    """How many messages its state has; None: it does not say, and they are as many as before."""
 
 
 class Stored(Struct, frozen=True):
@@ -111,6 +113,8 @@ class Head(NamedTuple):
     versions: dict[str, Version]
     has_writes: bool
     """False: no writes to it are pending. True: some may be."""
+    messages: int | None
+    """How many messages of this thread the session's record counts; None: they are not counted."""
 
 
 class _Memory(Struct, eq=False):
@@ -140,14 +144,17 @@ class Thread:
         name: Which thread of the session.
         lists: What encodes lists, and knows those that were seen of late.
         alone: The turn is for a single call of the checkpointer; those of other runs come in between.
+        counted: The session's record counts its messages, as far as they are in the root namespace: subgraphs have them
+            from there, or give them there.
     """
 
-    def __init__(self, session: Session, name: str, lists: Lists, *, alone: bool = False) -> None:
+    def __init__(self, session: Session, name: str, lists: Lists, *, alone: bool = False, counted: bool = True) -> None:
         self._session = session
         self._key = session_key(session)
         self._name = name
         self._lists = lists
         self._alone = alone
+        self._counted = counted
         self._namespace = session.namespace(NAMESPACE)
         self._entries = self._namespace.collection(COLLECTION)
         self._memory = _Memory() if alone else _memories.setdefault(session, _Memory())
@@ -346,7 +353,7 @@ class Thread:
             self._memory.latest[self._name, new.ns] = new.id
         elif origin != "copy" or head is None or new.id >= head.id:
             has_writes = self._were_early(new.ns, new.id) or (head is not None and head.id == new.id)
-            self._namespace.set(head_name(base), list(Head(new.id, versions, has_writes)))
+            self._namespace.set(head_name(base), list(Head(new.id, versions, has_writes, self._count(new, head))))
         await self._entries.put_many(entries)
 
     async def add_writes(
@@ -387,6 +394,15 @@ class Thread:
         entries[blob_key(base, channel, version)] = [None, *(part for one in encoded.segments for part in one)]
         self._lists.note_latest(ListName(self._key, base, channel), encoded.segments)
         return entries
+
+    def _count(self, new: NewCheckpoint, head: Head | None) -> int | None:
+        """Let the record count the messages of the latest checkpoint in place of those of the one before."""
+        if new.ns or not self._counted:
+            return None
+        before = 0 if head is None else head.messages or 0
+        messages = before if new.messages is None else new.messages
+        self._session.count_messages(messages - before)
+        return messages
 
     def _note_early(self, ns: str, checkpoint_id: str) -> None:
         _early[self._session.id, self._name, ns, checkpoint_id] = None

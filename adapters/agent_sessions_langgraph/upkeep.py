@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from collections.abc import Set as AbstractSet
 from typing import Any
 
@@ -27,6 +27,7 @@ from .keys import (
     run_prefix,
     writes_prefix,
 )
+from .messages import MESSAGES
 from .thread import Head, Stored, as_stored, forget, segments_in
 
 Loads = Callable[[Pair], Any]
@@ -41,6 +42,8 @@ async def clear(session: Session) -> None:
     """Delete the state of LangGraph in a session: all threads, and what is paused in them."""
     namespace = session.namespace(NAMESPACE)
     for name in _names(session):
+        if name != PAUSED:
+            session.count_messages(-(Head(*namespace.get(name)).messages or 0))
         namespace.delete(name)
     await namespace.collection(COLLECTION).delete_prefix("")
     forget(session)
@@ -125,24 +128,34 @@ async def _keep(session: Session, spaces: list[tuple[_Space, set[str]]]) -> None
         keys |= {checkpoint_key(space.base, entry.id) for entry in gone}
         keys |= (gone_blobs - kept_blobs) | (gone_chunks - kept_chunks)
         prefixes += [writes_prefix(space.base, entry.id) for entry in gone]
-        _move_head(session, space, kept)
+        _move_head(session, space, kept, found)
     await entries.delete(*keys, *(marks - kept_marks))
     for prefix in prefixes:
         await entries.delete_prefix(prefix)
     forget(session)
 
 
-def _move_head(session: Session, space: _Space, kept: list[Stored]) -> None:
+def _move_head(session: Session, space: _Space, kept: list[Stored], found: Mapping[str, Any]) -> None:
     """If the latest checkpoint goes, the one before it is the latest."""
     namespace, name = session.namespace(NAMESPACE), head_name(space.base)
-    head = namespace.get(name)
-    if head is None or any(entry.id == head[0] for entry in kept):
+    held = namespace.get(name)
+    if held is None or any(entry.id == held[0] for entry in kept):
         return
+    before = Head(*held).messages
     if kept:
         latest = max(kept, key=lambda entry: entry.id)
-        namespace.set(name, list(Head(latest.id, latest.versions, has_writes=True)))
+        messages = None if before is None else _messages_of(space.base, latest, found)
+        namespace.set(name, list(Head(latest.id, latest.versions, has_writes=True, messages=messages)))
     else:
+        messages = None
         namespace.delete(name)
+    session.count_messages((messages or 0) - (before or 0))
+
+
+def _messages_of(base: str, entry: Stored, found: Mapping[str, Any]) -> int:
+    version = entry.versions.get(MESSAGES)
+    value = None if version is None else found.get(blob_key(base, MESSAGES, version))
+    return sum(one.stop - one.start for one in segments_in(value)) if value and value[0] is None else 0
 
 
 def _marks(base: str, entries: list[Stored]) -> set[str]:
@@ -196,6 +209,8 @@ def paste_values(session: Session, copy: Copy) -> None:
         if name == PAUSED:
             namespace.set(name, {**(held or {}), **value})
         elif held is None or held[0] <= value[0]:
+            before = None if held is None else Head(*held).messages
+            session.count_messages((Head(*value).messages or 0) - (before or 0))
             namespace.set(name, value)
 
 

@@ -19,6 +19,7 @@ from agent_sessions.stores.base import (
     Version,
     Wanted,
 )
+from agent_sessions.stores.lifetime import Lifetime
 from agent_sessions.turns.commits import Traffic, store_commit
 from agent_sessions.turns.leases import new_owner
 
@@ -56,7 +57,7 @@ class Access(NamedTuple):
             id=secrets.token_bytes(8),
             owner=new_owner(),
             expected=expected,
-            ttl_ms=ttl_ms,
+            lifetime=Lifetime(ttl_ms=ttl_ms),
             collections=dict(collections),
             fields=dict(fields or {}),
         )
