@@ -91,12 +91,16 @@ class SessionManager(Lifecycle):
                 manager._owns_store = False
             return manager
 
-    def for_tenant(self, tenant_id: str) -> SessionManager:
+    def for_tenant(self, tenant_id: str) -> Self:
         """The same manager for another tenant's sessions. One tenant's manager can't reach another's."""
         other = copy.copy(self)
         other._tenant = check_id(tenant_id, "tenant_id")
         other._owns_store = False
         return other
+
+    def _in(self, tenant_id: str | None) -> Self:
+        own = None if self._tenant == DEFAULT_TENANT else self._tenant
+        return self if tenant_id is None else self.for_tenant(agreed(tenant_id, own, "tenant_id") or tenant_id)
 
     @property
     def tenant_id(self) -> str:

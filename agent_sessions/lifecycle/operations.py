@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mappin
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from functools import partial
-from typing import Any, Literal, TypeAlias, TypeVar
+from typing import Any, Literal, Self, TypeAlias, TypeVar
 
 from msgspec import UNSET, UnsetType, structs
 
@@ -115,12 +115,21 @@ class Lifecycle:
         """The tenant of every session that is reached."""
         raise NotImplementedError
 
+    def _in(self, tenant_id: str | None) -> Self:
+        """This manager, for the tenant that an argument names.
+
+        Raises:
+            ForbiddenError: It is for another one.
+        """
+        raise NotImplementedError
+
     # ------------------------------------------------------------------------------------------------ making
 
     async def create(
         self,
         user_id: str | None = None,
         *,
+        tenant_id: str | None = None,
         session_id: str | None = None,
         agent_id: str | None = None,
         memory_space_id: str | None = None,
@@ -134,6 +143,7 @@ class Lifecycle:
 
         Args:
             user_id: To whom it belongs.
+            tenant_id: Its tenant; None: the manager's.
             session_id: Its id; None: a new UUID.
             agent_id: The agent that it is for.
             memory_space_id: The memory space that it is for.
@@ -149,6 +159,7 @@ class Lifecycle:
             SessionLimitError: The user has as many sessions as the policy allows.
             InvalidError: An argument is wrong; `field` names it.
         """
+        self = self._in(tenant_id)
         key = Key(
             self.tenant_id, "session", str(uuid.uuid4()) if session_id is None else check_id(session_id, "session_id")
         )
@@ -289,6 +300,7 @@ class Lifecycle:
         self,
         user_id: str | None = None,
         *,
+        tenant_id: str | None = None,
         status: Status | None = None,
         agent_id: str | None = None,
         memory_space_id: str | None = None,
@@ -308,6 +320,7 @@ class Lifecycle:
 
         Args:
             user_id: Only the user's.
+            tenant_id: Those of this tenant; None: of the manager's.
             status: Only of this status.
             agent_id: Only of this agent.
             memory_space_id: Only of this memory space.
@@ -319,6 +332,7 @@ class Lifecycle:
             cursor: The `next_cursor` of the page before.
             offset: How many to pass over first. A cursor is the faster way.
         """
+        self = self._in(tenant_id)
         filters = _filters(
             self._user(user_id), status, agent_id, memory_space_id, started_after, started_before, metadata
         )
@@ -356,6 +370,7 @@ class Lifecycle:
         self,
         user_id: str | None = None,
         *,
+        tenant_id: str | None = None,
         status: Status | None = None,
         agent_id: str | None = None,
         memory_space_id: str | None = None,
@@ -364,6 +379,7 @@ class Lifecycle:
         metadata: Mapping[str, Any] | None = None,
     ) -> int:
         """How many sessions there are. By user and status the index tells; with other filters all are looked at."""
+        self = self._in(tenant_id)
         filters = _filters(
             self._user(user_id), status, agent_id, memory_space_id, started_after, started_before, metadata
         )
@@ -371,8 +387,9 @@ class Lifecycle:
             return await self.store.count(self.tenant_id, "session", belongs_to=filters.user_id, status=filters.status)
         return len([record async for record in self._all(filters) if filters.match(record)])
 
-    async def stats(self) -> Stats:
+    async def stats(self, *, tenant_id: str | None = None) -> Stats:
         """How many sessions the tenant has, by status."""
+        self = self._in(tenant_id)
         active, idle, ended = await asyncio.gather(
             *(self.store.count(self.tenant_id, "session", status=status) for status in ("active", "idle", "ended"))
         )
@@ -396,17 +413,24 @@ class Lifecycle:
         return EndedSessions(len(session_ids), session_ids)
 
     async def expire_idle(
-        self, *, max_age: float | timedelta | str | None = None, dry_run: bool = False, limit: int = 10_000
+        self,
+        *,
+        tenant_id: str | None = None,
+        max_age: float | timedelta | str | None = None,
+        dry_run: bool = False,
+        limit: int = 10_000,
     ) -> ExpiredSessions:
         """Stamp the end of sessions that have run out, in batches; each is told once, whoever else runs this.
 
         Nothing depends on it: what ran out is ended without it. It puts the end down, so that listeners hear of it.
 
         Args:
+            tenant_id: The tenant; None: the manager's.
             max_age: End as well what was last active longer ago than this, whatever its policy.
             dry_run: Only tell.
             limit: The most sessions to look at in one call.
         """
+        self = self._in(tenant_id)
         told: _Ids = []
         if max_age is not None:
             told += await self._expire_older(milliseconds(duration(max_age, "max_age")), dry_run, limit)
