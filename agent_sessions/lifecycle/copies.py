@@ -1,147 +1,178 @@
-"""A whole session, as one thing: to fork it, to put it into a document, to bring it to another store.
+"""A session with all its state as a JSON document.
 
-The document is JSON. What a session holds is in it as the codec wrote it (MessagePack with the extensions that
-`agent_sessions.codec` lists), in base64: so it comes back byte for byte, on any store.
+What a session holds is in it as the codec wrote it (MessagePack with the extensions that `agent_sessions.codec` lists),
+in base64: so it comes back byte for byte, on any store. `session-1.schema.json`, beside this module, is the JSON Schema
+of the document; `document_schema` makes it.
 """
 
 from __future__ import annotations
 
-import secrets
-from typing import Any
+from collections.abc import Mapping
+from typing import Annotated, Any, Final, Literal
 
 import msgspec
-from msgspec import Struct, field
+from msgspec import UNSET, Meta, Struct, UnsetType, field
 
-from ..errors import InvalidError, SessionConflictError, SessionNotFoundError
-from ..stores.base import (
-    ABSENT,
-    CollectionChange,
-    Commit,
-    EntryRange,
-    Key,
-    LogChange,
-    LogWanted,
-    Opened,
-    Part,
-    Row,
-    Store,
-    Wanted,
+from .. import codec
+from ..codec.unreadable import unreadable
+from ..errors import FormatTooNewError, InvalidError, SessionError
+from ..identifiers import check_collection_key, check_id, check_name
+from ..stores.base import Key, Part
+from ..stores.lifetime import Course
+from ..stores.whole import Content, flat
+
+FORMAT: Final = "agent-sessions/session/1"
+
+_FORMATS = FORMAT.rpartition("/")[0] + "/"
+_A_CENTURY_MS = 3_155_760_000_000
+_YEAR_9500_MS = 237_620_217_600_000  # with what a lifetime adds it is still a date
+_FIELD_TYPES: dict[str, type] = {"metadata": dict} | dict.fromkeys(
+    ("agent_id", "memory_space_id", "description", "end_reason", "forked_from"), str
 )
-from ..stores.lifetime import Course, Lifetime
 
-FORMAT = "agent-sessions/session/1"
+Time = Annotated[int, Meta(ge=0, le=_YEAR_9500_MS, description="Milliseconds since 1970-01-01 UTC.")]
+Age = Annotated[int, Meta(ge=0, le=_A_CENTURY_MS, description="Milliseconds.")]
+Data = Annotated[bytes, Meta(description="MessagePack, in base64.")]
 
-_TRIES = 20
+
+class Own(Struct, forbid_unknown_fields=True):
+    """What of its lifetime is the session's own, whatever the policy in force. Null: without end."""
+
+    idle_ms: Age | UnsetType | None = UNSET
+    end_ms: Age | UnsetType | None = UNSET
+    absolute_ms: Age | UnsetType | None = UNSET
+    ttl_ms: Age | UnsetType | None = UNSET
+    retention_ms: Age | UnsetType | None = UNSET
 
 
 class Record(Struct, forbid_unknown_fields=True):
-    """The record in a document. Times are milliseconds since 1970-01-01 UTC."""
+    """The session's record."""
 
     session_id: str
-    started_at: int
-    active_at: int
+    started_at: Time
+    active_at: Time
     user_id: str | None = None
-    ended_at: int | None = None
-    expires_at: int | None = None
-    own: dict[str, int | None] = field(default_factory=dict)
-    counters: dict[str, int] = field(default_factory=dict)
-    fields: dict[str, bytes] = field(default_factory=dict)
+    ended_at: Time | None = None
+    expires_at: Time | None = None
+    own: Own = field(default_factory=Own)
+    counters: dict[str, Annotated[int, Meta(ge=-(2**53), le=2**53)]] = field(default_factory=dict)
+    fields: dict[str, Data] = field(default_factory=dict)
 
 
 class Document(Struct, forbid_unknown_fields=True):
-    """A session as a document. Bytes are base64 in JSON."""
+    """A session with all its state. Values, logs and collections are by namespace, then by name."""
 
-    format: str
+    format: Literal["agent-sessions/session/1"]
     record: Record
-    values: dict[str, dict[str, bytes]] = field(default_factory=dict)
-    logs: dict[str, dict[str, list[bytes]]] = field(default_factory=dict)
-    collections: dict[str, dict[str, dict[str, bytes]]] = field(default_factory=dict)
+    values: dict[str, dict[str, Data]] = field(default_factory=dict)
+    logs: dict[str, dict[str, list[Data]]] = field(default_factory=dict)
+    collections: dict[str, dict[str, dict[str, Data]]] = field(default_factory=dict)
 
 
-def to_json(document: Document) -> dict[str, Any]:
-    """The document as what `json.dumps` takes."""
-    data: dict[str, Any] = msgspec.to_builtins(document)
-    return data
+def document_schema() -> dict[str, Any]:
+    """The JSON Schema of a document."""
+    schema = msgspec.json.schema(Document)
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": FORMAT, **schema}
 
 
-def from_json(data: object) -> Document:
-    """The document in what `json.loads` gave.
+def to_json(key: Key, content: Content) -> dict[str, Any]:
+    """A session as what `json.dumps` takes.
 
     Raises:
-        InvalidError: `INVALID_DOCUMENT`: it is none, or of a format that this version does not read.
+        DecryptionError: Something of it can't be decrypted here.
     """
+    for what, data in content.pieces():
+        if (problem := unreadable(data)) is not None:
+            raise type(problem)(f"session {key.id!r} can't be exported: {what}: {problem.message}", field=what)
+    started_at, active_at, ended_at, expires_at = content.course
+    own = msgspec.convert(content.own, Own)
+    record = Record(
+        key.id, started_at, active_at, content.belongs_to, ended_at, expires_at, own, content.counters, content.fields
+    )
+    document = Document(FORMAT, record, _nested(content.values), _nested(content.logs), _nested(content.collections))
+    exported: dict[str, Any] = msgspec.to_builtins(document)
+    return exported
+
+
+def from_json(data: object) -> tuple[str, Content]:
+    """The session in what `json.loads` gave: its id, and what it holds.
+
+    Raises:
+        InvalidError: `INVALID_DOCUMENT`: it is none; `field` says what is wrong.
+        FormatTooNewError: A newer version has written it.
+    """
+    _check_format(data)
     try:
         document = msgspec.convert(data, Document)
     except msgspec.ValidationError as error:
-        raise InvalidError("DOCUMENT", f"this is no exported session: {error}", field="data") from None
-    if document.format != FORMAT:
-        raise InvalidError("DOCUMENT", f"the document's format is not {FORMAT}", field="format")
-    return document
-
-
-async def read_whole(store: Store, key: Key) -> Document:
-    """All of a session, as it was at one moment.
-
-    Raises:
-        SessionNotFoundError: There is none.
-        SessionConflictError: It changes so often that it can't be read in one piece.
-    """
-    for _ in range(_TRIES):
-        seen = await store.open(key, wanted=Wanted(values=False))
-        if seen.row is None:
-            raise SessionNotFoundError(f"there is no session {key.id!r}")
-        logs = [part for part, head in seen.log_heads.items() if head.count]
-        collections = list(seen.collections)
-        whole = await store.open(
-            key,
-            wanted=Wanted(logs=[LogWanted(part) for part in logs], ranges=[EntryRange(part) for part in collections]),
-        )
-        if whole.row is not None and whole.version == seen.version:
-            return _document(key, whole.row, whole, logs, collections)
-    raise SessionConflictError(f"session {key.id!r} changes too often to be read in one piece: lock it, or try again")
-
-
-def to_commit(document: Document, lifetime: Lifetime, *, as_new: bool) -> Commit:
-    """The commit that makes the session; `as_new`: from now on, else as old as it is."""
+        raise _invalid(f"this is no exported session: {error}") from None
     record = document.record
-    return Commit(
-        id=secrets.token_bytes(8),
-        owner="copy",
-        expected=ABSENT,
-        lifetime=lifetime,
-        own=record.own,
-        expires_at=record.expires_at,
-        course=None if as_new else Course(record.started_at, record.active_at, record.ended_at, record.expires_at),
+    content = Content(
+        course=Course(record.started_at, record.active_at, record.ended_at, record.expires_at),
+        own={name: age for name, age in msgspec.structs.asdict(record.own).items() if age is not UNSET},
         belongs_to=record.user_id,
-        values={Part(*names): data for *names, data in _flat(document.values)},
-        logs={Part(*names): LogChange(append=items) for *names, items in _flat(document.logs)},
-        collections={
-            Part(*names): CollectionChange(entries=dict(held)) for *names, held in _flat(document.collections)
-        },
-        fields=dict(record.fields),
         counters=record.counters,
+        fields=record.fields,
+        values=flat(document.values),
+        logs={part: items for part, items in flat(document.logs).items() if items},
+        collections={part: entries for part, entries in flat(document.collections).items() if entries},
     )
+    try:
+        _check(content)
+    except InvalidError as error:
+        raise _invalid(error.message, error.field or "data") from None
+    return record.session_id, content
 
 
-def _document(key: Key, row: Row, opened: Opened, logs: list[Part], collections: list[Part]) -> Document:
-    record = Record(
-        session_id=key.id,
-        started_at=row.started_at,
-        active_at=row.active_at,
-        user_id=row.belongs_to,
-        ended_at=row.ended_at,
-        expires_at=row.expires_at,
-        own=dict(row.own),
-        counters=row.counters,
-        fields=row.fields or {},
-    )
-    document = Document(FORMAT, record, values=opened.values)
-    for part, read in zip(logs, opened.logs, strict=True):
-        document.logs.setdefault(part.namespace, {})[part.name] = read.items
-    for part, entries in zip(collections, opened.ranges, strict=True):
-        document.collections.setdefault(part.namespace, {})[part.name] = dict(entries)
-    return document
+def _check_format(data: object) -> None:
+    format = data.get("format") if isinstance(data, Mapping) else None
+    if format == FORMAT:
+        return
+    if isinstance(format, str) and format.startswith(_FORMATS):
+        raise FormatTooNewError(
+            f"the document is of a format that a newer version of agent-sessions has written; this one reads {FORMAT}. "
+            "Upgrade agent-sessions."
+        )
+    raise _invalid(f"this is no exported session: its format is not {FORMAT}", "format")
 
 
-def _flat(nested: dict[str, dict[str, Any]]) -> list[tuple[str, str, Any]]:
-    return [(namespace, name, held) for namespace, named in nested.items() for name, held in named.items()]
+def _check(content: Content) -> None:
+    """Refuse what no session could hold: a document may come from anywhere."""
+    if content.course.active_at < content.course.started_at:
+        raise _invalid("active_at lies before started_at", "record.active_at")
+    if content.belongs_to is not None:
+        check_id(content.belongs_to, "user_id")
+    for part in (*content.values, *content.logs, *content.collections):
+        check_name(part.namespace, "namespace")
+        check_name(part.name, "name")
+    for entries in content.collections.values():
+        for name in entries:
+            check_collection_key(name)
+    for what, data in content.pieces():
+        if len(data) > codec.MAX_VALUE_BYTES:
+            raise _invalid(f"{what} has {len(data)} bytes; at most {codec.MAX_VALUE_BYTES} are allowed", what)
+        if unreadable(data) is not None:
+            raise _invalid(f"{what} is encrypted, and nothing in a document is", what)
+    for name, data in content.fields.items():
+        _check_field(name, data)
+
+
+def _check_field(name: str, data: bytes) -> None:
+    """A record is read with all its fields, in every listing: none may be in the way of the others."""
+    try:
+        value = codec.decode(data)
+    except SessionError:
+        raise _invalid(f"record field {name!r} can't be decoded", f"record.fields.{name}") from None
+    if not isinstance(value, _FIELD_TYPES.get(name, object)):
+        raise _invalid(f"record field {name!r} is of a wrong type", f"record.fields.{name}")
+
+
+def _invalid(message: str, field: str = "data") -> InvalidError:
+    return InvalidError("DOCUMENT", message, field=field)
+
+
+def _nested(parts: Mapping[Part, Any]) -> dict[str, dict[str, Any]]:
+    nested: dict[str, dict[str, Any]] = {}
+    for part, held in parts.items():
+        nested.setdefault(part.namespace, {})[part.name] = held
+    return nested

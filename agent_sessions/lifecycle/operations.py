@@ -34,6 +34,7 @@ from ..record import END_REASONS, SessionRecord, record_found, record_from, reco
 from ..settings import Settings
 from ..stores.base import ABSENT, Amend, Amended, Commit, Cursor, Key, Opened, Order, Page, Row, Store, Wanted
 from ..stores.lifetime import Lifetime, Own, Status
+from ..stores.whole import Content, read_whole
 from ..turns.cache import ImageCache
 from ..turns.commits import Traffic, store_amend, store_commit, store_delete
 from .arguments import (
@@ -47,7 +48,7 @@ from .arguments import (
     check_time,
     check_ttl,
 )
-from .copies import Document, from_json, read_whole, to_commit, to_json
+from .copies import from_json, to_json
 from .erasure import ErasureReceipt
 from .listings import SCANNED, Filters, SessionPage, Stats, read_cursor, write_cursor
 from .policies import Policies, lifetime_of, own_of
@@ -457,22 +458,25 @@ class Lifecycle:
             SessionNotFoundError: There is no such session.
             SessionExistsError: There is one of the new id.
         """
-        document = await read_whole(self.store, await self._owned(session_id))
-        document.record.fields["forked_from"] = codec.encode(session_id)
-        document.record.fields.pop("end_reason", None)
+        content = await self._content(session_id)
+        content.fields["forked_from"] = codec.encode(session_id)
+        content.fields.pop("end_reason", None)
         key = self._session_key(str(uuid.uuid4()) if new_id is None else new_id)
-        return await self._bring(key, document, as_new=True)
+        return await self._bring(key, content, as_new=True)
 
     async def export(self, session_id: str) -> dict[str, Any]:
         """A session with all its state, as a JSON document for `import_`.
 
         Raises:
             SessionNotFoundError: There is none.
+            DecryptionError: Something of it can't be decrypted here.
         """
-        return to_json(await read_whole(self.store, await self._owned(session_id)))
+        return to_json(self._session_key(session_id), await self._content(session_id))
 
     async def import_(self, data: Mapping[str, Any], *, session_id: str | None = None) -> SessionRecord:
         """Make a session of what `export` gave, here or elsewhere: the same state byte for byte, and as old.
+
+        It appears whole, or not at all.
 
         Args:
             data: The document.
@@ -480,11 +484,15 @@ class Lifecycle:
 
         Raises:
             InvalidError: `INVALID_DOCUMENT`.
+            FormatTooNewError: A newer version has written it.
             SessionExistsError: There is a session of that id.
+            ForbiddenError: It belongs to another user than the one that is acting.
+            CommitTooLargeError: The store can't take so much in one step.
         """
-        document = from_json(data)
-        key = self._session_key(document.record.session_id if session_id is None else session_id)
-        return await self._bring(key, document, as_new=False)
+        own_id, content = from_json(data)
+        content.belongs_to = self._user(content.belongs_to)
+        key = self._session_key(own_id if session_id is None else session_id)
+        return await self._bring(key, content, as_new=False)
 
     # ------------------------------------------------------------------------------------------------ erasure
 
@@ -691,12 +699,21 @@ class Lifecycle:
             return record_from(key, amended.row, opened.version.revision, amended.now)
         raise SessionConflictError(f"the record of session {session_id!r} is changed too often to change it")
 
-    async def _bring(self, key: Key, document: Document, *, as_new: bool) -> SessionRecord:
-        commit = to_commit(document, await self._lifetime(), as_new=as_new)
+    async def _content(self, session_id: str) -> Content:
+        whole = await read_whole(self.store, await self._owned(session_id))
+        if whole is None:
+            raise SessionNotFoundError(f"there is no session {session_id!r}")
+        return whole.content
+
+    async def _bring(self, key: Key, content: Content, *, as_new: bool) -> SessionRecord:
+        commit = content.commit(await self._lifetime(), as_new=as_new)
         try:
             await finished(lambda: store_commit(self.store, key, commit, self.lease_ms, Traffic()))
         except SessionConflictError:
             raise SessionExistsError(f"there is a session {key.id!r} already", field="session_id") from None
+        if content.belongs_to is not None:
+            await self._unless_erased(key, content.belongs_to)
+        self._listeners.tell("created", key, user_id=content.belongs_to, revision=1)
         record = await self._read(key)
         if record is None:
             raise SessionNotFoundError(f"session {key.id!r} was past its time already, or is deleted")
