@@ -28,6 +28,16 @@ def load(model: type[S]) -> S:
     return cast(S, _loaded(model, _fingerprint()))
 
 
+def load_file(model: type[S], file: Path) -> S:
+    """See `Settings.load_file`."""
+    known = variables_of(model)
+    section = _session_section(_text(file, "file"), file)
+    try:
+        return model(**_checked(section, (), {variable.path for variable in known.values()}, file))
+    except ValidationError as error:
+        raise _wrong_value(error, {}, file, known) from None
+
+
 def _fingerprint() -> tuple[object, ...]:
     """All that `load` depends on."""
     file = _config_file()
@@ -77,16 +87,20 @@ def _read_config_file(known: Variables) -> tuple[Path, dict[str, Any]]:
     file = _config_file()
     if not override and not file.is_file():
         return file, {}
-    try:
-        text = file.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
-        raise InvalidError("SETTING", f"{file} can't be read: {reason}", field=CONFIG_PATH_VARIABLE) from None
+    text = _text(file, CONFIG_PATH_VARIABLE)
     # A config.yaml of another tool may be anything: several documents, tags of its own, a template.
     if not override and not _HAS_SESSION_SECTION.search(text):
         return file, {}
     section = _session_section(text, file)
     return file, _checked(section, (), {variable.path for variable in known.values()}, file)
+
+
+def _text(file: Path, field: str) -> str:
+    try:
+        return file.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
+        raise InvalidError("SETTING", f"{file} can't be read: {reason}", field=field) from None
 
 
 def _session_section(text: str, file: Path) -> Mapping[Any, Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from datetime import timedelta
 from importlib.metadata import entry_points
+from pathlib import Path
 from typing import Annotated, Any, TypeAlias
 
 from pydantic import AfterValidator, Field
@@ -12,7 +13,7 @@ from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, Settings
 
 from ..policy import Policy
 from .fields import TtlSeconds
-from .loading import load
+from .loading import load, load_file
 from .redis import RedisSettings
 from .sections import CacheSettings, DynamoDBSettings, EncryptionSettings, SQLiteSettings, TurnSettings
 from .variables import PREFIX, Variable, nearest, variables_of
@@ -113,6 +114,15 @@ class Settings(BaseSettings):
                 Its `field` is the variable, or the key as `session.redis.url`.
         """
         return load(cls)
+
+    @classmethod
+    def load_file(cls, file: Path) -> Settings:
+        """Read the `session` section of a YAML file alone: neither the environment nor another file matters.
+
+        Raises:
+            InvalidError: `INVALID_SETTING`, as `load`.
+        """
+        return load_file(cls, file)
 
     @classmethod
     def variables(cls) -> dict[str, Variable]:
