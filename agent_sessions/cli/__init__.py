@@ -57,3 +57,31 @@ def rekey(
     from .rekey import run_rekey
 
     raise typer.Exit(run_rekey(restart=restart))
+
+
+@app.command()
+def migrate(
+    from_: Annotated[
+        str, typer.Option("--from", metavar="STORE", help="Where everything is. Default: the environment's store.")
+    ] = "",
+    to: Annotated[
+        str, typer.Option("--to", metavar="STORE", help="Where it is to be. Default: the environment's store.")
+    ] = "",
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace also what differs and is no older copy.")
+    ] = False,
+    verify: Annotated[
+        bool, typer.Option("--verify", help="Read and compare also the copies that earlier runs made.")
+    ] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only tell what would be done.")] = False,
+) -> None:
+    """Copy everything from one store to another, and verify each copy.
+
+    A store is named by sqlite:///file, redis://host:6379, dynamodb://table?region=..., or a YAML file of settings.
+
+    It can be stopped at any time, and goes on where it was. Run again, it brings up to date what was written in the
+    old store meanwhile. Exit code 1: something is not in the new store as it is in the old one.
+    """
+    from .migrate import run_migrate
+
+    raise typer.Exit(run_migrate(from_, to, overwrite=overwrite, verify=verify, dry_run=dry_run))
