@@ -1,5 +1,6 @@
 """One session for the agents of every framework."""
 
+from .admin import AdminManager
 from .auth import AuthContext
 from .codec import register_type
 from .errors import SessionError
@@ -20,6 +21,7 @@ from .sync import SyncSession, SyncSessionManager
 
 __all__ = [
     "Activation",
+    "AdminManager",
     "AuthContext",
     "Collection",
     "EndedSessions",

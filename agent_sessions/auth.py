@@ -61,4 +61,4 @@ def agreed(given: str | None, own: str | None, what: str) -> str | None:
     """
     if given is None or own is None or given == own:
         return own if given is None else given
-    raise ForbiddenError(f"{what} is not the one of the identity that is acting", field=what)
+    raise ForbiddenError(f"{what} is not the one that this manager, or the identity acting, is for", field=what)

@@ -14,7 +14,7 @@ from contextlib import AbstractContextManager, asynccontextmanager
 from typing import Any, Self
 
 from .auth import AuthContext, act_as, acting, agreed
-from .background import finished, uncancelled
+from .background import uncancelled
 from .errors import (
     CommitUnknownError,
     ForbiddenError,
@@ -36,7 +36,7 @@ from .stores.base import CommitStatus, Key, LeaseWanted, Opened, Part, Store, Wa
 from .stores.lifetime import Lifetime
 from .telemetry import Observation, observed_turn
 from .turns.cache import ImageCache
-from .turns.commits import parse_commit_name, store_delete
+from .turns.commits import parse_commit_name
 from .turns.image import Image
 from .turns.leases import LeaseKeeper, new_owner
 from .turns.turn import CommitMode, Turn
@@ -92,15 +92,23 @@ class SessionManager(Lifecycle):
             return manager
 
     def for_tenant(self, tenant_id: str) -> Self:
-        """The same manager for another tenant's sessions. One tenant's manager can't reach another's."""
+        """The same manager for a tenant's sessions.
+
+        Raises:
+            ForbiddenError: This one is for another tenant, and can't reach out of it.
+        """
         other = copy.copy(self)
-        other._tenant = check_id(tenant_id, "tenant_id")
+        other._tenant = agreed(check_id(tenant_id, "tenant_id"), self._own_tenant, "tenant_id") or tenant_id
         other._owns_store = False
         return other
 
     def _in(self, tenant_id: str | None) -> Self:
-        own = None if self._tenant == DEFAULT_TENANT else self._tenant
-        return self if tenant_id is None else self.for_tenant(agreed(tenant_id, own, "tenant_id") or tenant_id)
+        return self if tenant_id is None else self.for_tenant(tenant_id)
+
+    @property
+    def _own_tenant(self) -> str | None:
+        """The tenant that this was made for. None: for whichever an argument names."""
+        return None if self._tenant == DEFAULT_TENANT else self._tenant
 
     @property
     def tenant_id(self) -> str:
@@ -109,8 +117,7 @@ class SessionManager(Lifecycle):
         Raises:
             ForbiddenError: The two contradict each other.
         """
-        own = None if self._tenant == DEFAULT_TENANT else self._tenant
-        return agreed(own, acting(self.store).tenant_id, "tenant_id") or self._tenant
+        return agreed(self._own_tenant, acting(self.store).tenant_id, "tenant_id") or self._tenant
 
     def acting_as(self, auth: AuthContext) -> AbstractContextManager[AuthContext]:
         """In this block, act with an identity: it says tenant and user where an argument does not.
@@ -159,7 +166,7 @@ class SessionManager(Lifecycle):
         Args:
             session: Its id, or a `Session` made by hand.
             create: False: the session must exist.
-            user_id: The user that a new session belongs to. Of an existing one it must be the same.
+            user_id: The user that a new session belongs to. Of an existing one it must be the same, or nobody.
             metadata: What to merge into the record's metadata; None as a value removes a key.
             commit: `turn`: all at the end. `step`: each write to a log or collection is stored by itself at once,
                 values with it, and what is stored stays if the block raises.
@@ -169,15 +176,17 @@ class SessionManager(Lifecycle):
         Raises:
             SessionBusyError: Another turn kept the session for longer than that.
             SessionNotFoundError: `create=False`, and there is none; or it was deleted while the turn ran.
-            SessionConflictError: At the end: the lease was lost and another turn has changed the session.
+            SessionEndedError, SessionExpiredError: It takes no more writes; at the end: it was ended meanwhile.
+            SessionConflictError: At the end: the lease was lost and another turn has changed the session; or the user
+                of a new session is being erased.
             ForbiddenError: It belongs to another user.
             StoreUnavailableError: The store can't be reached.
             CommitUnknownError: At the end: the store stopped answering; `commit_status` tells later.
         """
-        key, user_id = self._key(session), self._user(user_id)
+        key, belongs_to = self._key(session), self._user(user_id)
         joined = joined_session(self.store, key)
         if joined is not None:
-            _check_user(key, joined.user_id, user_id)
+            self._check_owner(key, joined.user_id, user_id)
             _merge_metadata(joined._open_turn(), metadata)
             if isinstance(session, Session):
                 joined._admit(session)
@@ -185,6 +194,7 @@ class SessionManager(Lifecycle):
             return
         with observed_turn(key) as observation:
             turn = await self._begin(key, user_id, commit, wait_s, logs or {}, create, observation)
+            turn.belongs_to = belongs_to
             turn.traffic = observation.traffic
             async with self._running(turn, session) as opened:
                 _merge_metadata(turn, metadata)
@@ -200,15 +210,19 @@ class SessionManager(Lifecycle):
             SessionConflictError: The session has changed since, this process does not know it, or another turn holds
                 it. Nothing is stored; do the same again in `open`.
             SessionNotFoundError: It is gone.
+            SessionEndedError, SessionExpiredError: It takes no more writes.
+            ForbiddenError: It belongs to another user.
         """
         key = self._key(session_id)
         joined = joined_session(self.store, key)
         if joined is not None:
+            self._check_owner(key, joined.user_id)
             yield joined
             return
         image = self._cache.get(key)
         if image.row is None:
             raise SessionConflictError(f"session {session_id!r} is not known here; open it")
+        self._check_owner(key, image.belongs_to)
         with observed_turn(key) as observation:
             turn = self._turn(key, image, None, "turn", await self._lifetime())
             turn.traffic = observation.traffic
@@ -238,7 +252,7 @@ class SessionManager(Lifecycle):
         """
         key = self._key(session)
         image = await self._load(key, logs or {})
-        self._check_ownership(key, image.row)
+        self._check_owner(key, image.belongs_to)
         turn = Turn(self.store, key, image, owner=None)
         try:
             yield Session._of(turn)
@@ -267,12 +281,12 @@ class SessionManager(Lifecycle):
             ForbiddenError: It belongs to another user.
             StoreUnavailableError, CommitUnknownError: As in `open`.
         """
-        key, user_id = self._key(session), self._user(user_id)
+        key, belongs_to = self._key(session), self._user(user_id)
         image = self._cache.get(key)
-        is_known_owner = user_id is None or (image.row is not None and image.row.belongs_to == user_id)
+        is_known_owner = belongs_to is None or (image.row is not None and image.row.belongs_to == belongs_to)
         if is_known_owner and joined_session(self.store, key) is None:
             part = Part(check_name(namespace, "namespace"), check_name(log, "name"))
-            turn = self._turn(key, image, user_id, "turn", await self._lifetime(), blind=True)
+            turn = self._turn(key, image, belongs_to, "turn", await self._lifetime(), blind=True)
             await turn.append_items(part, items, counter=MESSAGES if messages else None)
             try:
                 await turn.commit(release=True)
@@ -280,6 +294,7 @@ class SessionManager(Lifecycle):
                 pass  # stand in the queue, below
             else:
                 self._remember(turn)
+                await self._tell_committed(turn)
                 return
         async with self.open(session, user_id=user_id) as opened:
             await opened.namespace(namespace).log(log, messages=messages).append(items)
@@ -294,23 +309,11 @@ class SessionManager(Lifecycle):
         """
         key = self._key(session_id)
         image = await self._load(key, {})
-        self._check_ownership(key, image.row)
+        self._check_owner(key, image.belongs_to)
         record = record_of(key, image)
         if record is None and strict:
             raise SessionNotFoundError(f"there is no session {session_id!r}")
         return record
-
-    async def delete(self, session_id: str) -> bool:
-        """Remove a session with all its state at once; a turn that is running can't store anything any more.
-
-        Returns False if there was none.
-        """
-        key = await self._owned(session_id)
-        self._cache.drop(key)
-        existed = await finished(lambda: store_delete(self.store, key, self.lease_ms))
-        if existed:
-            self._listeners.tell("deleted", key)
-        return existed
 
     async def lock(self, session_id: str) -> LockInfo | None:
         """Who holds the session's lease, since when, and how many wait; None if nobody does."""
@@ -344,7 +347,7 @@ class SessionManager(Lifecycle):
             raise InvalidError(
                 "COMMIT_ID", "commit_id must be the one that a CommitUnknownError carries", field="commit_id"
             ) from None
-        return await self.store.commit_status(self._key(session_id), raw, since=since)
+        return await self.store.commit_status(await self._owned(session_id), raw, since=since)
 
     # ------------------------------------------------------------------------------------------------ inside
 
@@ -395,24 +398,28 @@ class SessionManager(Lifecycle):
         create: bool,
         observation: Observation,
     ) -> Turn:
-        lifetime, owner = await self._lifetime(), new_owner()
-        held = self._cache.get(key)
+        held, owner = self._cache.get(key), new_owner()
         wanted = held.wanted(_parts(logs))
+        lifetime = None if self.policies.has_read(key.tenant) else asyncio.ensure_future(self._lifetime())
         try:
             opened = await self._take(key, owner, wanted, held, wait_s, observation)
             image = held.learned(opened, wanted)
             if image.row is None and not create:
                 raise SessionNotFoundError(f"there is no session {key.id!r}")
-            _check_user(key, image.row.belongs_to if image.row else None, user_id)
-            self._check_ownership(key, image.row)
+            self._check_owner(key, image.belongs_to, user_id)
             _check_not_ended(key, image)
-            if image.row is not None and (image.row.gone_at or math.inf) < opened.now + self.lease_ms:
-                await self.store.renew(key, owner, self.lease_ms)  # it must not go while the turn runs
+            if image.row is not None and (image.row.idle_at or math.inf) < opened.now + self.lease_ms:
+                await self.store.renew(key, owner, self.lease_ms)  # it must not idle, end or go while the turn runs
+            in_force = await (self._lifetime() if lifetime is None else lifetime)
         except BaseException:
             await self._release(key, owner)
             raise
+        finally:
+            if lifetime is not None:
+                lifetime.cancel()
+                await asyncio.gather(lifetime, return_exceptions=True)
         self.leases.hold(key, owner)
-        return self._turn(key, image, user_id, commit, lifetime, owner=owner)
+        return self._turn(key, image, user_id, commit, in_force, owner=owner)
 
     async def _take(
         self, key: Key, owner: str, wanted: Wanted, held: Image, wait_s: float | None, observation: Observation
@@ -454,10 +461,9 @@ class SessionManager(Lifecycle):
                 yield session
             finally:
                 leave_session(token)
-            made = turn.image.row is None
             await turn.commit(release=True)
             self._remember(turn)
-            await self._tell_committed(turn, made)
+            await self._tell_committed(turn)
         except BaseException:
             if not turn.is_stored:
                 await uncancelled(self._discard(turn) if leased else turn.discard())
@@ -467,11 +473,11 @@ class SessionManager(Lifecycle):
             self.leases.drop(turn.owner or "")
             session._dismiss()
 
-    async def _tell_committed(self, turn: Turn, made: bool) -> None:
+    async def _tell_committed(self, turn: Turn) -> None:
         user_id = turn.image.row.belongs_to if turn.image.row is not None else turn.belongs_to
-        if made and user_id is not None:
+        if turn.has_given:
             await self._unless_erased(turn.key, user_id)
-        if made:
+        if turn.has_made:
             self._listeners.tell("created", turn.key, user_id=user_id)
         self._listeners.tell("turn_committed", turn.key, user_id=user_id, revision=turn.image.version.revision)
 
@@ -510,11 +516,6 @@ def _parts(logs: LogsWanted) -> dict[Part, int | None]:
         Part(check_name(namespace, "namespace"), check_name(name, "name")): limit
         for (namespace, name), limit in logs.items()
     }
-
-
-def _check_user(key: Key, belongs_to: str | None, user_id: str | None) -> None:
-    if user_id is not None and belongs_to is not None and user_id != belongs_to:
-        raise ForbiddenError(f"session {key.id!r} belongs to another user", field="user_id")
 
 
 def _check_not_ended(key: Key, image: Image) -> None:

@@ -1,8 +1,12 @@
-"""What becomes of sessions: making, ending, listing, limits, policies, erasure."""
+"""What becomes of sessions, from `create` to `delete_user`: operations that need no turn, a module for each sort."""
 
-from .erasure import ErasureReceipt
-from .listings import SessionPage, Stats
-from .operations import EndedSessions, ExpiredSessions, Lifecycle, SessionSummary
+from .copying import Copying
+from .ending import EndedSessions, Ending, ExpiredSessions, SessionSummary
+from .erasure import Erasing, ErasureReceipt
+from .governing import Governing
+from .listing import Listing
+from .making import Making
+from .pages import SessionPage, Stats
 from .policies import Policies
 
 __all__ = [
@@ -15,3 +19,7 @@ __all__ = [
     "SessionSummary",
     "Stats",
 ]
+
+
+class Lifecycle(Making, Ending, Listing, Copying, Erasing, Governing):
+    """The lifecycle half of `SessionManager`."""

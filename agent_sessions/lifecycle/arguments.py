@@ -72,6 +72,13 @@ def check_limit(limit: object) -> int:
     return limit
 
 
+def check_limit_of_batch(limit: object) -> int:
+    """How many one call may look at: 1 or more."""
+    if isinstance(limit, bool) or not isinstance(limit, int) or limit < 1:
+        raise InvalidError("LIMIT", "limit must be a whole number from 1 on", field="limit")
+    return limit
+
+
 def check_offset(offset: object) -> int:
     """How many to pass over."""
     if isinstance(offset, bool) or not isinstance(offset, int) or offset < 0:

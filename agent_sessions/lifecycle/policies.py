@@ -6,15 +6,22 @@ import asyncio
 import logging
 import secrets
 import time
+from collections import OrderedDict
+from collections.abc import AsyncIterator
 from functools import partial
+from hashlib import blake2b
+
+from pydantic import ValidationError
 
 from .. import codec
-from ..background import spawn
+from ..background import finished, spawn
 from ..durations import milliseconds
-from ..errors import SessionError
+from ..errors import FormatTooNewError, InvalidError, SessionError
+from ..identifiers import DEFAULT_TENANT
 from ..policy import Policy
-from ..stores.base import Commit, Key, Store, Wanted
+from ..stores.base import CollectionChange, Commit, EntryRange, Key, Opened, Part, Store, Wanted
 from ..stores.lifetime import Lifetime
+from ..turns.commits import Traffic, store_commit
 
 logger = logging.getLogger("agent_sessions")
 
@@ -22,6 +29,8 @@ FRESH_S = 5.0
 """So long a process goes by the policy that it read: a change reaches the other hosts within that time."""
 
 _FIELD = "policy"
+_PAGE = 500
+_MOST_KEPT = 1000
 _OF_LIFETIME = {
     "idle_after": "idle_ms",
     "end_after": "end_ms",
@@ -37,18 +46,28 @@ def lifetime_of(policy: Policy, ttl_ms: int | None) -> Lifetime:
 
 
 def own_of(policy: Policy) -> dict[str, int | None]:
-    """Of a session's own policy, what it makes the session's own."""
+    """Of a session's own policy, what it makes the session's own.
+
+    Raises:
+        InvalidError: `INVALID_POLICY`: it says how many sessions a user may have.
+    """
+    for name in policy.model_fields_set - _OF_LIFETIME.keys():
+        raise InvalidError("POLICY", f"{name} is for a tenant, or for all, and not for one session", field=name)
     lifetime = lifetime_of(policy, None)
     return {ours: getattr(lifetime, ours) for name, ours in _OF_LIFETIME.items() if name in policy.model_fields_set}
 
 
 class Policies:
-    """The policies in force, as they are in the store: for all tenants, and for one."""
+    """The policies in force, as they are in the store: for all tenants, and for one.
+
+    With a tenant's policy goes a list of all tenants, for maintenance: whoever is to write something for a tenant asks
+    for its policy first, and so enters it.
+    """
 
     def __init__(self, store: Store, configured: Policy) -> None:
         self._store = store
         self._configured = configured
-        self._read: dict[str, tuple[float, Policy]] = {}
+        self._read: OrderedDict[str, tuple[float, Policy]] = OrderedDict()
 
     async def of(self, tenant: str) -> Policy:
         """The policy of a tenant. It is read once, and then again beside the work that asks for it."""
@@ -57,15 +76,57 @@ class Policies:
             return await self._load(tenant)
         read_at, policy = found
         if read_at + FRESH_S < time.monotonic():
-            self._read[tenant] = (time.monotonic(), policy)  # others need not read it as well
+            self._keep(tenant, policy)  # others need not read it as well
             spawn(partial(self._refresh, tenant))
         return policy
 
+    def has_read(self, tenant: str) -> bool:
+        """Whether the policy of a tenant is known here, so that `of` does not wait."""
+        return tenant in self._read
+
+    async def get(self, tenant: str | None) -> Policy | None:
+        """What is stored for a tenant, or for all (None)."""
+        opened = await self._store.open(_for_all() if tenant is None else _for_tenant(tenant), wanted=_RECORD)
+        return _stored(opened)
+
+    async def set(self, tenant: str | None, policy: Policy | None, lease_ms: int) -> None:
+        """Store a policy for a tenant, or for all; None removes it."""
+        data = None if policy is None else codec.encode(policy.model_dump(mode="python", exclude_unset=True))
+        commit = Commit(id=secrets.token_bytes(8), owner="policy", expected=None, fields={_FIELD: data})
+        key = _for_all() if tenant is None else _for_tenant(tenant)
+        await finished(lambda: store_commit(self._store, key, commit, lease_ms, Traffic()))
+        self._read.clear()
+
+    async def tenants(self) -> AsyncIterator[str]:
+        """All tenants that there is, or was, anything of."""
+        after: str | None = None
+        while True:
+            asked = EntryRange(_TENANTS, after=after, limit=_PAGE)
+            opened = await self._store.open(_tenants(), wanted=Wanted(values=False, ranges=[asked]))
+            entries = opened.ranges[0] if opened.row is not None else []
+            for _, name in entries:
+                yield codec.decode(name)
+            if len(entries) < _PAGE:
+                return
+            after = entries[-1][0]
+
     async def _load(self, tenant: str) -> Policy:
-        for_all, own = await asyncio.gather(self._stored(_for_all()), self._stored(_for_tenant(tenant)))
-        policy = (own or Policy()).over((for_all or Policy()).over(self._configured))
-        self._read[tenant] = (time.monotonic(), policy)
+        entry = (_TENANTS, _entry_of(tenant))
+        for_all, own, listed = await asyncio.gather(
+            self._store.open(_for_all(), wanted=_RECORD),
+            self._store.open(_for_tenant(tenant), wanted=_RECORD),
+            self._store.open(_tenants(), wanted=Wanted(values=False, entries=[entry])),
+        )
+        if listed.row is None or listed.entries == [None]:
+            await self._enter(tenant)
+        policy = (_stored(own) or Policy()).over((_stored(for_all) or Policy()).over(self._configured))
+        self._keep(tenant, policy)
         return policy
+
+    async def _enter(self, tenant: str) -> None:
+        change = CollectionChange(entries={_entry_of(tenant): codec.encode(tenant)})
+        commit = Commit(id=secrets.token_bytes(8), owner="tenants", expected=None, collections={_TENANTS: change})
+        await self._store.commit(_tenants(), commit)
 
     async def _refresh(self, tenant: str) -> None:
         try:
@@ -73,28 +134,39 @@ class Policies:
         except SessionError as error:
             logger.warning("the policy of tenant %r could not be read again (%s)", tenant, error.code)
 
-    async def get(self, tenant: str | None) -> Policy | None:
-        """What is stored for a tenant, or for all (None)."""
-        return await self._stored(_for_all() if tenant is None else _for_tenant(tenant))
+    def _keep(self, tenant: str, policy: Policy) -> None:
+        self._read[tenant] = (time.monotonic(), policy)
+        if len(self._read) > _MOST_KEPT:
+            self._read.popitem(last=False)
 
-    async def set(self, tenant: str | None, policy: Policy | None) -> None:
-        """Store a policy for a tenant, or for all; None removes it."""
-        key = _for_all() if tenant is None else _for_tenant(tenant)
-        data = None if policy is None else codec.encode(policy.model_dump(mode="python", exclude_unset=True))
-        await self._store.commit(
-            key, Commit(id=secrets.token_bytes(8), owner="policy", expected=None, fields={_FIELD: data})
-        )
-        self._read.clear()
 
-    async def _stored(self, key: Key) -> Policy | None:
-        opened = await self._store.open(key, wanted=Wanted(values=False))
-        data = None if opened.row is None else (opened.row.fields or {}).get(_FIELD)
-        return None if data is None else Policy.model_validate(codec.decode(data))
+_RECORD = Wanted(values=False)
+_TENANTS = Part("tenants", "all")
+
+
+def _stored(opened: Opened) -> Policy | None:
+    data = None if opened.row is None else (opened.row.fields or {}).get(_FIELD)
+    if data is None:
+        return None
+    try:
+        return Policy.model_validate(codec.decode(data))
+    except ValidationError:
+        raise FormatTooNewError(
+            "a newer version of agent-sessions has stored a policy with rules that this one does not know"
+        ) from None
 
 
 def _for_all() -> Key:
-    return Key("default", "system", "policy of all")
+    return Key(DEFAULT_TENANT, "system", "policy of all")
 
 
 def _for_tenant(tenant: str) -> Key:
     return Key(tenant, "system", "policy")
+
+
+def _tenants() -> Key:
+    return Key(DEFAULT_TENANT, "system", "tenants")
+
+
+def _entry_of(tenant: str) -> str:
+    return blake2b(tenant.encode(), digest_size=16, person=b"tenant").hexdigest()  # a tenant's name may be too long

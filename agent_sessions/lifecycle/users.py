@@ -1,7 +1,8 @@
 """What is decided for one user at a time: one active session, no more sessions than allowed, erasure.
 
-A user's key holds no session. Its lease makes those who create sessions for the user follow one another, and it names
-the sessions that they made lately: the index of a backend may show those later.
+A key of its own stands for the user, by a hash: it may outlast the user for a moment. It holds no session. Its lease
+makes those who create sessions for the user follow one another, and it names the sessions that they made lately: the
+index of a backend may show those later.
 """
 
 from __future__ import annotations
@@ -64,7 +65,7 @@ class UserKeys:
     @asynccontextmanager
     async def turn(self, user_id: str) -> AsyncIterator[UserTurn]:
         """Be alone with a user: others that decide for the same one wait."""
-        key, owner = Key(self._tenant, "user", user_id), new_owner()
+        key, owner = self._key("user", user_id), new_owner()
         opened = await self._take(key, owner)
         fields = {} if opened.row is None else opened.row.fields or {}
         user = UserTurn(codec.decode(fields[_RECENT]) if _RECENT in fields else {}, opened.now)
@@ -82,21 +83,25 @@ class UserKeys:
         finally:
             await uncancelled(self._store.release(key, owner))
 
+    async def forget(self, user_id: str) -> None:
+        """Remove what is known of a user here, but for the mark."""
+        await self._store.delete(self._key("user", user_id), token_bytes(8))
+
     async def mark_erased(self, user_id: str) -> None:
         """From now on, and for a minute, sessions that are made for the user are taken back."""
         commit = Commit(
             id=token_bytes(8), owner="erasure", expected=None, lifetime=Lifetime(ttl_ms=ERASED_MS), fields={"": b"\xc3"}
         )
-        await store_commit(self._store, self._marker(user_id), commit, self._lease_ms, Traffic())
+        key = self._key("erased", user_id)
+        await finished(lambda: store_commit(self._store, key, commit, self._lease_ms, Traffic()))
 
     async def is_erased(self, user_id: str) -> bool:
         """Whether the user is being erased, or was a moment ago."""
-        return (await self._store.open(self._marker(user_id), wanted=Wanted(values=False))).row is not None
+        return (await self._store.open(self._key("erased", user_id), wanted=Wanted(values=False))).row is not None
 
-    def _marker(self, user_id: str) -> Key:
-        # It outlasts the erasure, and so may not name the user.
-        name = blake2b(user_id.encode(), digest_size=16, person=b"erased user").hexdigest()
-        return Key(self._tenant, "system", f"erased/{name}")
+    def _key(self, what: str, user_id: str) -> Key:
+        name = blake2b(user_id.encode(), digest_size=16, person=b"user").hexdigest()
+        return Key(self._tenant, "system", f"{what}/{name}")
 
     async def _take(self, key: Key, owner: str) -> Opened:
         started = time.monotonic()
@@ -108,7 +113,7 @@ class UserKeys:
             if opened.granted:
                 return opened
             if time.monotonic() - started > PATIENCE_S:
-                raise SessionBusyError(f"user {key.id!r} is busy: sessions are being made for the user all the time")
+                raise SessionBusyError("the user is busy: sessions are being made for the same one all the time")
             if queue:
                 await self._store.wait(key, owner, 1.0)
             queue = True

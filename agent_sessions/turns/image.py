@@ -52,6 +52,11 @@ class Image(Discreet, Struct, frozen=True):
         return {*(part for part, head in self.log_heads.items() if head.count), *self.collections}
 
     @property
+    def belongs_to(self) -> str | None:
+        """The user, if it is known to be somebody's."""
+        return None if self.row is None else self.row.belongs_to
+
+    @property
     def fields(self) -> Mapping[str, bytes]:
         """The record's fields."""
         return {} if self.row is None else self.row.fields or {}

@@ -22,7 +22,7 @@ from ..errors import (
     StateLostError,
     TurnClosedError,
 )
-from ..stores.base import Commit, EntryRange, Key, Opened, Part, Store
+from ..stores.base import ABSENT, Commit, EntryRange, Key, Opened, Part, Store
 from ..stores.lifetime import Lifetime
 from .commits import Traffic, check_size, store_commit
 from .drafts import Drafts, confirmed
@@ -75,6 +75,10 @@ class Turn:
         """Whether the image is known to be what is stored, so that a cache may keep it."""
         self.is_stored = False
         """Whether its last commit is stored."""
+        self.has_made = False
+        """Whether a commit of it made the session."""
+        self.has_given = False
+        """Whether a commit of it gave the session to its user: a new one, or one that was nobody's."""
         self._image = image
         self._lease_ms = lease_ms
         self._lifetime = lifetime
@@ -323,6 +327,10 @@ class Turn:
             self._failure = error if self._blind else _lost_lease_is_conflict(error, self.key)
             raise self._failure from error
         with self._lock:
+            was_made = committed.previous == ABSENT and not committed.repeated if self._blind else not folded.row
+            self.has_made = self.has_made or was_made
+            if commit.belongs_to is not None and (was_made or folded.row is None or folded.row.belongs_to is None):
+                self.has_given = True
             self._image = confirmed(folded, commit, committed)
             self._fields_on_their_way = {}
             self.is_certain = self.is_certain and committed.previous == folded.version and not committed.repeated

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from agent_sessions import MemoryStore, Runner, SessionManager, Settings
+from agent_sessions import AdminManager, MemoryStore, Runner, SessionManager, Settings
 from agent_sessions.errors import (
     InvalidError,
     SessionEndedError,
@@ -468,7 +468,7 @@ async def test_expire_idle_by_age(manager: SessionManager, clock: FakeClock) -> 
 
 async def test_the_nearest_policy_wins(manager: SessionManager, clock: FakeClock) -> None:
     acme = manager.for_tenant("acme")
-    await manager.set_policy({"idle_after": "10m", "end_after": "1h"}, for_all=True)
+    await AdminManager(manager).set_policy({"idle_after": "10m", "end_after": "1h"})
     await acme.set_policy({"inactiveTimeout": 300_000})
     plain, theirs = await manager.create("u"), await acme.create("u")
     own = await acme.create("u", policy={"idle_after": 60})
@@ -596,14 +596,14 @@ async def test_an_erasure_removes_everything_of_a_user(manager: SessionManager) 
     await manager.create("bob", session_id="bobs")
     await manager.get_or_create("ann")
     dry = await manager.delete_user("ann", dry_run=True)
-    assert dry.counts == {"sessions": 3, "activations": 3}
+    assert dry.counts == {"sessions": 3, "activations": 3, "others": 0}
     receipt = await manager.delete_user("ann")
     assert sorted(receipt.session_ids) == sorted(dry.session_ids)
     assert sorted(receipt.activation_ids) == sorted(dry.activation_ids)
     left = (await manager.store.scan(limit=1000)).keys
     assert [key for key in left if key.kind != "system"] == [("default", "session", "bobs")]
     assert not [key for key in left if "ann" in key.id]
-    assert (await manager.delete_user("ann")).counts == {"sessions": 0, "activations": 0}
+    assert (await manager.delete_user("ann")).counts == {"sessions": 0, "activations": 0, "others": 0}
 
 
 async def test_a_session_made_during_an_erasure_is_taken_back(manager: SessionManager, clock: FakeClock) -> None:

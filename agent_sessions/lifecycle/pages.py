@@ -1,4 +1,4 @@
-"""Listing sessions: filters, pages, cursors."""
+"""What a listing is asked for and answers: filters, pages, cursors."""
 
 from __future__ import annotations
 

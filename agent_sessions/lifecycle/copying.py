@@ -1,0 +1,94 @@
+"""Copying sessions: a fork here, a document for elsewhere."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Mapping
+from typing import Any
+
+from .. import codec
+from ..background import finished
+from ..errors import (
+    SessionConflictError,
+    SessionEndedError,
+    SessionExistsError,
+    SessionExpiredError,
+    SessionNotFoundError,
+)
+from ..record import SessionRecord
+from ..stores.base import Key
+from ..stores.whole import Content, read_whole
+from ..turns.commits import Traffic, store_commit
+from .copies import from_json, to_json
+from .tenant import TenantSessions
+
+
+class Copying(TenantSessions):
+    """`fork`, `export` and `import_`."""
+
+    async def fork(self, session_id: str, new_id: str | None = None) -> SessionRecord:
+        """Copy a session with all its state: from here on the two go their own ways.
+
+        The copy starts now, belongs to the same user, and names the session that it was made of (`forked_from`). It
+        appears whole, or not at all.
+
+        Raises:
+            SessionNotFoundError: There is no such session.
+            SessionExistsError: There is one of the new id.
+            SessionConflictError: Its user is being erased.
+        """
+        content = await self._content(session_id)
+        content.fields["forked_from"] = codec.encode(session_id)
+        content.fields.pop("end_reason", None)
+        key = self._session_key(str(uuid.uuid4()) if new_id is None else new_id)
+        return await self._bring(key, content, as_new=True)
+
+    async def export(self, session_id: str) -> dict[str, Any]:
+        """A session with all its state, as a JSON document for `import_`.
+
+        Raises:
+            SessionNotFoundError: There is none.
+            DecryptionError: Something of it can't be decrypted here.
+        """
+        return to_json(self._session_key(session_id), await self._content(session_id))
+
+    async def import_(self, data: Mapping[str, Any], *, session_id: str | None = None) -> SessionRecord:
+        """Make a session of what `export` gave, here or elsewhere: the same state byte for byte, and as old.
+
+        It appears whole, or not at all.
+
+        Args:
+            data: The document.
+            session_id: Another id than the document's.
+
+        Raises:
+            InvalidError: `INVALID_DOCUMENT`.
+            FormatTooNewError: A newer version has written it.
+            SessionExistsError: There is a session of that id.
+            SessionConflictError: Its user is being erased.
+            ForbiddenError: It belongs to another user than the one that is acting.
+            CommitTooLargeError: The store can't take so much in one step.
+        """
+        own_id, content = from_json(data)
+        content.belongs_to = self._user(content.belongs_to)
+        key = self._session_key(own_id if session_id is None else session_id)
+        return await self._bring(key, content, as_new=False)
+
+    async def _content(self, session_id: str) -> Content:
+        whole = await read_whole(self.store, await self._owned(session_id))
+        if whole is None:
+            raise SessionNotFoundError(f"there is no session {session_id!r}")
+        return whole.content
+
+    async def _bring(self, key: Key, content: Content, *, as_new: bool) -> SessionRecord:
+        commit = content.commit(await self._lifetime(), as_new=as_new)
+        try:
+            await finished(lambda: store_commit(self.store, key, commit, self.lease_ms, Traffic()))
+        except (SessionConflictError, SessionEndedError, SessionExpiredError):
+            raise SessionExistsError(f"there is a session {key.id!r} already", field="session_id") from None
+        await self._unless_erased(key, content.belongs_to)
+        record = await self._read(key)
+        if record is None:
+            raise SessionNotFoundError(f"session {key.id!r} was past its time already, or is deleted")
+        self._listeners.tell("created", key, user_id=record.user_id, revision=record.revision)
+        return record

@@ -1,0 +1,161 @@
+"""Ending sessions: one, all of a user, and what has run out by the clock."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Literal
+
+from ..durations import duration, milliseconds
+from ..errors import InvalidError
+from ..record import END_REASONS, SessionRecord, record_from
+from ..stores.base import Cursor, Key, Wanted
+from .arguments import check_limit_of_batch
+from .tenant import BATCH, EndReason, TenantSessions
+
+_CHOSEN = END_REASONS[:3]
+
+
+@dataclass(frozen=True)
+class SessionSummary:
+    """What a session was, at its end."""
+
+    session_id: str
+    started_at: datetime
+    ended_at: datetime
+    end_reason: str
+    message_count: int
+    memory_count: int
+
+    @property
+    def duration(self) -> timedelta:
+        """How long it lasted."""
+        return self.ended_at - self.started_at
+
+
+@dataclass(frozen=True)
+class EndedSessions:
+    """Which sessions an `end_all` ended."""
+
+    ended: int
+    session_ids: list[str]
+
+
+@dataclass(frozen=True)
+class ExpiredSessions:
+    """Which sessions an `expire_idle` ended, or would have."""
+
+    expired: int
+    session_ids: list[str]
+
+
+class Ending(TenantSessions):
+    """`end`, `end_all` and `expire_idle`."""
+
+    async def end(
+        self, session_id: str, *, reason: Literal["explicit", "replaced", "revoked"] = "explicit"
+    ) -> SessionSummary:
+        """End a session at once: a turn that is running on it can't store anything any more.
+
+        Ending it again changes nothing, and tells the same.
+
+        Raises:
+            SessionNotFoundError: There is none.
+        """
+        if reason not in _CHOSEN:
+            raise InvalidError("REASON", f"reason must be one of {', '.join(_CHOSEN)}", field="reason")
+        key = await self._owned(session_id)
+        amended, _ = await self._end(key, reason)
+        return _summary(record_from(key, amended.row, 0, amended.now))
+
+    async def end_all(self, user_id: str | None = None, *, except_session_id: str | None = None) -> EndedSessions:
+        """End all of the user's sessions, but one that is kept (log out everywhere else)."""
+        user_id = self._needed_user(user_id)
+        ids = [
+            record.session_id
+            for status in ("active", "idle")
+            async for record in self._all(user_id, status)
+            if record.session_id != except_session_id
+        ]
+        done = await self._for_each(ids, lambda id: self._end_if_there(id, "explicit"))
+        session_ids = [id for id, ended in zip(ids, done, strict=True) if ended]
+        return EndedSessions(len(session_ids), session_ids)
+
+    async def expire_idle(
+        self,
+        *,
+        tenant_id: str | None = None,
+        max_age: float | timedelta | str | None = None,
+        dry_run: bool = False,
+        limit: int = 10_000,
+    ) -> ExpiredSessions:
+        """Stamp the end of sessions that have run out, in batches; each is told once, whoever else runs this.
+
+        Nothing depends on it: what ran out is ended without it. It puts the end down, so that listeners hear of it.
+
+        Args:
+            tenant_id: The tenant; None: the manager's.
+            max_age: End as well what was last active longer ago than this, whatever its policy. A running turn is
+                activity.
+            dry_run: Only tell.
+            limit: The most sessions to look at in one call.
+        """
+        self = self._in(tenant_id)
+        self._check_maintenance()
+        limit = check_limit_of_batch(limit)
+        told: list[str] = []
+        if max_age is not None:
+            told += await self._expire_older(milliseconds(duration(max_age, "max_age")), dry_run, limit)
+        told += await self._expire_run_out(dry_run, limit - len(told))
+        return ExpiredSessions(len(told), told)
+
+    async def _expire_run_out(self, dry_run: bool, limit: int) -> list[str]:
+        told: list[str] = []
+        looked_at = 0
+        while looked_at < limit:
+            asked = limit if dry_run else min(BATCH, limit - looked_at)
+            page = await self.store.run_out(self.tenant_id, "session", limit=asked)
+            looked_at += len(page.found)
+            reasons: dict[str, EndReason] = {
+                found.id: "expired" if found.row.expires else "idle" for found in page.found
+            }
+            told += [*reasons] if dry_run else await self._expire(reasons)
+            if dry_run or len(page.found) < asked:
+                break
+        return told
+
+    async def _expire_older(self, age_ms: int, dry_run: bool, limit: int) -> list[str]:
+        told: list[str] = []
+        looked_at, oldest = 0, Cursor(await self._now() - age_ms, "")
+        for status in ("active", "idle"):
+            place: Cursor | None = oldest
+            while place is not None and looked_at < limit:
+                page = await self._find(None, status, "activity", min(BATCH, limit - looked_at), place)
+                looked_at += len(page.found)
+                busy = await self._for_each(page.found, lambda found: self._is_held(found.id))
+                ids = [found.id for found, held in zip(page.found, busy, strict=True) if not held]
+                told += ids if dry_run else await self._expire(dict.fromkeys(ids, "idle"))
+                place = page.next
+        return told
+
+    async def _expire(self, reasons: Mapping[str, EndReason]) -> list[str]:
+        ids = list(reasons)
+        done = await self._for_each(ids, lambda id: self._end_if_there(id, reasons[id]))
+        return [id for id, did_it in zip(ids, done, strict=True) if did_it]
+
+    async def _is_held(self, session_id: str) -> bool:
+        key = Key(self.tenant_id, "session", session_id)
+        return (await self.store.open(key, wanted=Wanted(values=False))).lease is not None
+
+
+def _summary(record: SessionRecord) -> SessionSummary:
+    assert record.ended_at is not None
+    return SessionSummary(
+        session_id=record.session_id,
+        started_at=record.started_at,
+        ended_at=record.ended_at,
+        end_reason=record.end_reason or "explicit",
+        message_count=record.message_count,
+        memory_count=record.memory_count,
+    )
