@@ -2,14 +2,14 @@
 
 DynamoDB deletes an item some time after its attribute `x`. Each item of a session is written with an `x` that is 30
 days later than the session's own end, so that the session can go on for long before any of them is in danger. The
-record knows the earliest of them (`h`). Where a commit would move the session's end to within a day of it, all items
+record knows the earliest of them (`h`). Where a write would move the session's end to within a day of it, all items
 that were last stamped 23 days ago or longer are stamped anew; that happens every six days at the most, and to no item
 more often than every 23.
 
-Stamps are written before the commit that needs them, which may then be refused or never come, and they may arrive late.
-So a stamp only ever makes an item stay longer; but for one that an item without any gets. That one is written while the
-session has an end, which each transaction checks, and so not beside a commit that takes the end away. A session without
-an end forgets `h` only with the second such commit, which sees all stamps that came before the first.
+Stamps are written before the commit or amendment that needs them, which may then be refused or never come, and they
+may arrive late. So a stamp only ever makes an item stay longer; but for one that an item without any gets. That one is
+written while the session has an end, which each transaction checks, and so not beside a write that takes the end away.
+A session without an end forgets `h` only with the second such write, which sees all stamps that came before the first.
 
 What is past the session's end is never served, whether DynamoDB has deleted it by then or not.
 """
@@ -18,7 +18,7 @@ from __future__ import annotations
 
 from functools import partial
 
-from agent_sessions.stores.dynamodb.layout.records import Record, binary, number, optional
+from agent_sessions.stores.dynamodb.layout.records import Change, Record, number, optional
 from agent_sessions.stores.dynamodb.service.requests import Item, Refused, Requests, gather, item_key
 
 DAY = 86_400
@@ -72,7 +72,7 @@ async def let_go(requests: Requests, partition: str, record: Record, now: int) -
 
 
 async def _stamps(requests: Requests, partition: str, record: Record) -> dict[bytes, int | None]:
-    items = await requests.query_all(partition, record.life.everything, only="k, x")
+    items = await requests.query_all(partition, record.names.everything, only="k, x")
     return {item["k"]["B"]: int(item["x"]["N"]) if "x" in item else None for item in items}
 
 
@@ -102,10 +102,11 @@ async def _stamp_first(
     """Stamp what has no stamp, as long as the record is this one, which has an end."""
     assert record.gone_at is not None
     bare = [sort_key for sort_key, stamp in stamps.items() if stamp is None]
+    found = Change()
     unchanged: Item = {
         "Key": item_key(partition),
-        "ConditionExpression": "c = :was",
-        "ExpressionAttributeValues": {":was": binary(record.commits.ids)},
+        "ConditionExpression": found.as_found(record),
+        "ExpressionAttributeValues": found.values,
     }
     try:
         for at in range(0, len(bare), _STAMPED_AT_ONCE):
@@ -122,4 +123,4 @@ async def _stamp_first(
             ]
             await requests.transact([{"ConditionCheck": unchanged.copy()}, *writes])
     except Refused:
-        return  # there has been another commit, or a sweep: the next time that items are stamped, the rest is
+        return  # there has been another write, or a sweep: the next time that items are stamped, the rest is

@@ -11,6 +11,8 @@ import asyncio
 import random
 from typing import NamedTuple
 
+from msgspec import structs
+
 from agent_sessions.stores.base import Key, Lease, LeaseWanted
 from agent_sessions.stores.dynamodb.expiry import DAY, seconds
 from agent_sessions.stores.dynamodb.layout.keys import partition
@@ -21,12 +23,13 @@ from agent_sessions.stores.dynamodb.layout.records import (
     binary,
     new_lease,
     number,
-    optional,
     read_record,
+    runs_out_at,
 )
 from agent_sessions.stores.dynamodb.memory import Memory
 from agent_sessions.stores.dynamodb.service.requests import Item, Refused, Requests
 from agent_sessions.stores.dynamodb.times import Times
+from agent_sessions.stores.lifetime import Stamps
 
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.1, 1.0
 _TRIES = 8
@@ -123,7 +126,8 @@ class Leases:
         change = Change().given(owner={"S": owner}, now=number(now))
         change.set("ln", binary(held.nonce)).set("lx", number(held.until)).set("lm", number(ms))
         condition = "lo = :owner AND lx > :now"
-        stays = " AND (attribute_not_exists(g) OR g <= :now OR g >= :lx)"
+        # Most often no time of the session is as near as the new end of the lease.
+        stays = " AND (g <= :now OR NOT (i < :lx OR e < :lx OR g < :lx))"
         try:
             item = await self._requests.update(place, change.expression, change.values, condition + stays)
         except Refused as refused:
@@ -131,9 +135,10 @@ class Leases:
             lease = record.lease
             if lease is None or lease.owner != owner or lease.until <= now:
                 return None
-            change.set("g", optional(_end(record, now + ms))).given(was=number(record.gone_at or 0))
+            change.times(_prolonged(record, now + ms)).given(ln_was=binary(lease.nonce))
+            condition += f" AND ln = :ln_was AND {change.as_found(record)}"
             try:
-                item = await self._requests.update(place, change.expression, change.values, condition + " AND g = :was")
+                item = await self._requests.update(place, change.expression, change.values, condition)
             except Refused:
                 return await self.renew(key, owner, ms)
         self.observe(place, held)
@@ -179,6 +184,11 @@ def _goes_at(item: Item | None, ends: int) -> int | None:
     return x if x is not None and x <= ends else None
 
 
-def _end(record: Record, wanted: int) -> int:
-    """When a session whose lease is renewed goes: not before the lease, and not after its own items."""
-    return wanted if record.stays_until is None else min(wanted, record.stays_until * 1000)
+def _prolonged(record: Record, till: int) -> Record:
+    """A record whose lease is renewed: its session neither idles nor goes before, nor goes after its own items."""
+    life = record.copy_of_life()
+    life.prolong(till)
+    if record.stays_until is not None and life.stamps.gone_at is not None:
+        last = record.stays_until * 1000
+        life.stamps = Stamps(*(None if at is None else min(at, last) for at in life.stamps))
+    return structs.replace(record, life=life, runs_out_at=runs_out_at(life, record.runs_out_at, till))

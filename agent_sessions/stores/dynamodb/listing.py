@@ -1,74 +1,143 @@
 """Finding, counting and scanning.
 
-Two indexes of the table hold the records alone, since only they have the indexes' keys. DynamoDB brings them up to
-date by itself, usually within milliseconds; what they tell is checked against the records. A tenant's keys are spread
-over eight partitions of the index, so that no tenant is bound to what one partition can take.
+Five indexes of the table hold the records alone, since only they have the indexes' keys. DynamoDB brings them up to
+date by itself, usually within milliseconds; what they tell is checked against the records.
+
+Two go by the last activity, and know when a session idles, ends and goes. Two go by its start, and change only when it
+is made and deleted. The fifth holds the sessions that will end by themselves, each under a time not after its end, so
+that it need not move with each activity: whoever looks for what has run out moves what is there too early.
 """
 
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from contextlib import aclosing
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 
-from agent_sessions.stores.base import Cursor, Found, Key, Keys, Kind, Page, Row
-from agent_sessions.stores.dynamodb.layout.keys import (
-    RECORD,
-    active_at,
-    key_of,
-    partition,
-    place,
-    tenant_shards,
-    user_index,
-)
+from agent_sessions.stores.base import Cursor, Found, Key, Keys, Kind, Order, Page
+from agent_sessions.stores.dynamodb.layout.keys import RECORD, partition, tenant_shards, user_index
 from agent_sessions.stores.dynamodb.layout.payloads import Torn
-from agent_sessions.stores.dynamodb.layout.records import Record, read_record
+from agent_sessions.stores.dynamodb.layout.records import Change, Record, number, optional, read_record, runs_out_at
+from agent_sessions.stores.dynamodb.places import Places, key_in, of_shard
 from agent_sessions.stores.dynamodb.reading import Reader
-from agent_sessions.stores.dynamodb.service.requests import Item, Requests, gather, item_key
-from agent_sessions.stores.dynamodb.service.table import BY_TENANT, BY_USER
+from agent_sessions.stores.dynamodb.service.requests import Item, Refused, Requests, gather, item_key
+from agent_sessions.stores.dynamodb.service.table import (
+    RUNNING_OUT,
+    TENANT_BY_ACTIVITY,
+    TENANT_BY_START,
+    USER_BY_ACTIVITY,
+    USER_BY_START,
+    Index,
+)
+from agent_sessions.stores.lifetime import Status
 
 _NOBODY = Key("", "session", "")  # whose record without a life this was, its name may not tell
-_NEWEST = b"\xff"
-_LIVE = "attribute_not_exists(g) OR g > :now"
+
+_LATEST = 2**63 - 1
+
+_FILTERS: dict[Status | None, str] = {
+    None: "attribute_not_exists(g) OR g > :now",
+    "active": "(attribute_not_exists(i) OR i > :now) AND (attribute_not_exists(e) OR e > :now)"
+    " AND (attribute_not_exists(g) OR g > :now)",
+    "idle": "i <= :now AND (attribute_not_exists(e) OR e > :now) AND (attribute_not_exists(g) OR g > :now)",
+    "ended": "e <= :now AND (attribute_not_exists(g) OR g > :now)",
+}
+"""What the index by activity is filtered by. A time that is left out is as the next one."""
+
+_LOOKED_AT = 50
+"""How many records are read at a time, at least, where the index can't tell which are asked for."""
+
+
+class Asked(NamedTuple):
+    """What a listing is of."""
+
+    tenant: str
+    kind: Kind
+    belongs_to: str | None
+    status: Status | None
+    now: int
+
+    @property
+    def shards(self) -> list[str]:
+        """Where the indexes have it."""
+        if self.belongs_to is None:
+            return tenant_shards(self.tenant, self.kind)
+        return [user_index(self.tenant, self.kind, self.belongs_to)]
+
+    def shows(self, found: Found) -> bool:
+        """Whether a session, as it is now, belongs into it."""
+        return self.belongs_to in (None, found.row.belongs_to) and self.status in (
+            None,
+            found.row.stamps.status(self.now),
+        )
 
 
 class Listing:
     """Finds, counts and scans."""
 
-    def __init__(self, requests: Requests, read_row: Callable[[Key], Awaitable[Row | None]]) -> None:
+    def __init__(self, requests: Requests, read: Callable[[Key], Awaitable[Found | None]]) -> None:
         self._requests = requests
-        self._read_row = read_row
+        self._read = read
 
-    async def find(
-        self, tenant: str, kind: Kind, now: int, *, belongs_to: str | None, limit: int, cursor: Cursor | None
-    ) -> Page:
+    async def find(self, asked: Asked, order: Order, limit: int, cursor: Cursor | None) -> Page:
         """See `Store.find`."""
         if limit < 1:
-            return Page([], None)
+            return Page(asked.now, [], None)
+        places = self._places(asked, order, cursor)
+        least = _LOOKED_AT if order == "start" and asked.status is not None else 1
         found: list[tuple[Cursor, Found]] = []
-        before = cursor
         while len(found) <= limit:
-            asked = limit + 1 - len(found)
-            places = await self._places(tenant, kind, now, belongs_to, before, asked)
-            rows = await self._rows([key for _, key in places], now)
-            found += [
-                (where, Found(key.id, row))
-                for where, key in places
-                if (row := rows.get(key)) is not None and (belongs_to is None or row.belongs_to == belongs_to)
-            ]
-            if len(places) < asked:
+            taken = await places.take(max(least, limit + 1 - len(found)))
+            if not taken:
                 break
-            before = places[-1][0]
+            live = await self._live([key for _, key in taken], asked.now)
+            found += [(place, live[key]) for place, key in taken if key in live and asked.shows(live[key])]
         page = [live for _, live in found[:limit]]
-        return Page(page, found[limit - 1][0] if len(found) > limit else None)
+        return Page(asked.now, page, found[limit - 1][0] if len(found) > limit else None)
 
-    async def count(self, tenant: str, kind: Kind, now: int, *, belongs_to: str | None) -> int:
+    async def count(self, asked: Asked) -> int:
         """See `Store.count`."""
-        index, shards = _shards(tenant, kind, belongs_to)
-        return sum(await gather([partial(self._count_shard, index, shard, now) for shard in shards]))
+        index = TENANT_BY_ACTIVITY if asked.belongs_to is None else USER_BY_ACTIVITY
+        queries = [_by_activity(index, shard, asked, None) | {"Select": "COUNT"} for shard in asked.shards]
+        return sum(await gather([partial(self._count, query) for query in queries]))
+
+    async def run_out(self, asked: Asked, limit: int) -> Page:
+        """See `Store.run_out`."""
+        queries = [of_shard(RUNNING_OUT, shard, "<= :now", now=number(asked.now)) for shard in asked.shards]
+        places = Places(self._requests, RUNNING_OUT, queries, oldest_first=True)
+        found: list[tuple[Found, Cursor, Key]] = []
+        while limit > 0:
+            taken = await places.take(limit + 1)
+            if not taken:
+                break
+            live = await self._live([key for _, key in taken], asked.now)
+            due = [(live[key], place, key) for place, key in taken if key in live and _runs_out(live[key], asked)]
+            kept = {key for _, _, key in due}
+            await gather([partial(self._move, key, asked.now) for _, key in taken if key not in kept])
+            found = sorted([*found, *due], key=lambda entry: _end_of(entry[0]))
+            # An entry's time is not after its end: those that follow have ended later.
+            if len(found) >= limit and _end_of(found[limit - 1][0])[0] < taken[-1][0].at:
+                break
+        early = [key for place, where, key in found[limit:] if where.at != place.row.ends_at]
+        await gather([partial(self._move, key, asked.now) for key in early])
+        return Page(asked.now, [place for place, _, _ in found[:limit]], None)
+
+    async def _move(self, key: Key, now: int) -> None:
+        """Put a session that was found in its place among those that run out, or take it from there."""
+        record = read_record(key, await self._requests.get(partition(key)))
+        if record.life is None or record.runs_out_at is None or record.runs_out_at > now:
+            return
+        ends_at = runs_out_at(record.life, None, now) if record.is_live(now) else None
+        if ends_at == record.runs_out_at:
+            return
+        change = Change().set("w", optional(ends_at)).given(w_was=number(record.runs_out_at))
+        condition = f"w = :w_was AND {change.as_found(record)}"
+        try:
+            await self._requests.update(partition(key), change.expression, change.values, condition)
+        except Refused:
+            return  # it has changed meanwhile, and whoever comes by next will see
 
     async def scan(self, now: int, *, limit: int, cursor: bytes | None) -> tuple[Keys, list[tuple[str, Record]]]:
         """See `Store.scan`. Beside the keys, the records that have something to sweep."""
@@ -86,7 +155,7 @@ class Listing:
         while not live:
             reply = await self._requests.call("Scan", **arguments)
             for item in reply["Items"]:
-                key = _key(item) if "c" in item else _NOBODY
+                key = key_in(item) if "c" in item else _NOBODY
                 record = read_record(key, item)
                 if record.is_live(now):
                     live.append(key)
@@ -101,79 +170,55 @@ class Listing:
 
     # ------------------------------------------------------------------------------------------------- the indexes
 
-    async def _places(
-        self, tenant: str, kind: Kind, now: int, belongs_to: str | None, before: Cursor | None, asked: int
-    ) -> list[tuple[Cursor, Key]]:
-        """The next places of a listing, the newest first."""
-        index, shards = _shards(tenant, kind, belongs_to)
-        read = await gather([partial(self._read_shard, index, shard, now, before, asked) for shard in shards])
-        places = [
-            (Cursor(active_at(item["a"]["B"]), key.id), key) for items in read for item in items for key in [_key(item)]
-        ]
-        places = [(where, key) for where, key in places if before is None or _order(where) < _order(before)]
-        return sorted(places, key=lambda found: _order(found[0]), reverse=True)[:asked]
+    def _places(self, asked: Asked, order: Order, cursor: Cursor | None) -> Places:
+        of_user = asked.belongs_to is not None
+        if order == "activity":
+            index = USER_BY_ACTIVITY if of_user else TENANT_BY_ACTIVITY
+            queries = [_by_activity(index, shard, asked, cursor) for shard in asked.shards]
+        else:
+            index = USER_BY_START if of_user else TENANT_BY_START
+            queries = [of_shard(index, shard, "<= :latest", latest=_latest(cursor)) for shard in asked.shards]
+        return Places(self._requests, index, queries, before=cursor)
 
-    async def _read_shard(self, index: str, shard: str, now: int, before: Cursor | None, asked: int) -> list[Item]:
-        items: list[Item] = []
-        highest = _NEWEST if before is None else place(before)
-        arguments = _of_shard(index, shard, now, highest) | {"ScanIndexForward": False, "Limit": asked + 1}
-        async with aclosing(self._requests.pages("Query", **arguments)) as pages:
-            async for reply in pages:
-                items += reply["Items"]
-                if len(items) > asked:
-                    break
-        return items
-
-    async def _count_shard(self, index: str, shard: str, now: int) -> int:
-        arguments = _of_shard(index, shard, now, _NEWEST) | {"Select": "COUNT"}
-        return sum([reply["Count"] async for reply in self._requests.pages("Query", **arguments)])
+    async def _count(self, query: dict[str, Any]) -> int:
+        return sum([reply["Count"] async for reply in self._requests.pages("Query", **query)])
 
     # ------------------------------------------------------------------------------------------------- the records
 
-    async def _rows(self, keys: list[Key], now: int) -> dict[Key, Row]:
-        """The rows of those keys that are live."""
+    async def _live(self, keys: list[Key], now: int) -> dict[Key, Found]:
+        """Those of these sessions that are there."""
         items = await self._requests.get_all([(partition(key), RECORD) for key in keys])
         records = {key: read_record(key, items.get((partition(key), RECORD))) for key in keys}
         live = {key: record for key, record in records.items() if record.is_live(now)}
-        names = {key: (partition(key), record.life.fields) for key, record in live.items() if record.parts.has_fields}
+        names = {key: (partition(key), record.names.fields) for key, record in live.items() if record.parts.has_fields}
         fields = await self._requests.get_all(list(names.values()))
-        rows: dict[Key, Row] = {}
+        found: dict[Key, Found] = {}
         for key, record in live.items():
             try:
                 item = fields.get(names[key]) if key in names else None
                 reader = Reader(self._requests, partition(key), record)
-                rows[key] = record.row(await reader.fields_in(item) if key in names else {})
+                row = record.row(await reader.fields_in(item) if key in names else {})
+                found[key] = Found(key.id, row, record.commits.revision)
             except Torn:  # changed between the two requests, or not in its place yet
-                row = await self._read_row(key)
-                if row is not None:
-                    rows[key] = row
-        return rows
+                read = await self._read(key)
+                if read is not None:
+                    found[key] = read
+        return found
 
 
-def _shards(tenant: str, kind: Kind, belongs_to: str | None) -> tuple[str, list[str]]:
-    if belongs_to is None:
-        return BY_TENANT, tenant_shards(tenant, kind)
-    return BY_USER, [user_index(tenant, kind, belongs_to)]
+def _by_activity(index: Index, shard: str, asked: Asked, cursor: Cursor | None) -> dict[str, Any]:
+    query = of_shard(index, shard, "<= :latest", latest=_latest(cursor), now=number(asked.now))
+    return query | {"FilterExpression": _FILTERS[asked.status]}
 
 
-def _of_shard(index: str, shard: str, now: int, highest: bytes) -> dict[str, Any]:
-    attribute = "t" if index == BY_TENANT else "u"
-    return {
-        "IndexName": index,
-        "KeyConditionExpression": f"{attribute} = :shard AND a <= :highest",
-        "FilterExpression": _LIVE,
-        "ExpressionAttributeValues": {
-            ":shard": {"S": shard},
-            ":highest": {"B": highest},
-            ":now": {"N": str(now)},
-        },
-    }
+def _latest(cursor: Cursor | None) -> Item:
+    return number(_LATEST if cursor is None else cursor.at)
 
 
-def _order(cursor: Cursor) -> tuple[int, bytes]:
-    return cursor.active_at, cursor.id.encode()
+def _runs_out(found: Found, asked: Asked) -> bool:
+    return found.row.ended_at is None and asked.shows(found)
 
 
-def _key(item: Item) -> Key:
-    spelt = msgspec.msgpack.decode(item["n"]["B"], type=list[str]) if "n" in item else None
-    return key_of(item["p"]["S"], spelt)
+def _end_of(found: Found) -> tuple[int, bytes]:
+    assert found.row.ends_at is not None
+    return found.row.ends_at, found.id.encode()

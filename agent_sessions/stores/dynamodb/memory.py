@@ -4,6 +4,12 @@ from __future__ import annotations
 
 from typing import Generic, TypeVar
 
+from agent_sessions.stores.dynamodb.layout.records import Record
+from agent_sessions.stores.dynamodb.reading import Reader
+from agent_sessions.stores.dynamodb.service.requests import Requests
+
+_RECORDS_KEPT = 4096
+
 K = TypeVar("K")
 V = TypeVar("V")
 
@@ -35,3 +41,43 @@ class Memory(Generic[K, V]):
     def forget(self, key: K) -> None:
         """Forget."""
         self._kept.pop(key, None)
+
+
+class Records:
+    """The records that were last seen, with their directories, by partition."""
+
+    def __init__(self, requests: Requests) -> None:
+        self._requests = requests
+        self._records: Memory[str, Record] = Memory(_RECORDS_KEPT)
+
+    def get(self, partition: str) -> Record | None:
+        """What is remembered."""
+        return self._records.get(partition)
+
+    def keep(self, partition: str, record: Record) -> None:
+        """Remember a record, with the directory if that is known."""
+        self._records.keep(partition, self._completed(partition, record))
+
+    def forget(self, partition: str) -> None:
+        """Forget."""
+        self._records.forget(partition)
+
+    async def whole(self, partition: str, record: Record) -> Record:
+        """A record with its directory, which is read if it is not remembered.
+
+        Raises:
+            Torn: There is another by now.
+        """
+        record = self._completed(partition, record)
+        if not record.is_whole:
+            record = record.with_directory(await Reader(self._requests, partition, record).directory())
+            self._records.keep(partition, record)
+        return record
+
+    def _completed(self, partition: str, record: Record) -> Record:
+        """A record with the directory that is remembered of it, if it is still the same."""
+        kept = self._records.get(partition)
+        if record.is_whole or kept is None or kept.directory is None:
+            return record
+        same = kept.names == record.names and kept.changes.directory == record.changes.directory
+        return record.with_directory(kept.directory) if same else record

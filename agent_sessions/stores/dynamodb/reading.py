@@ -11,7 +11,7 @@ import msgspec
 from msgspec import Struct, field
 
 from agent_sessions.stores.base import Discreet, EntryRange, Known, LogHead, LogRead, LogWanted, Part, Wanted
-from agent_sessions.stores.dynamodb.layout.keys import Life, Span, name_in, part_in, revision_in
+from agent_sessions.stores.dynamodb.layout.keys import Names, Span, name_in, part_in, revision_in
 from agent_sessions.stores.dynamodb.layout.parts import Log, Parts, decode_parts
 from agent_sessions.stores.dynamodb.layout.payloads import Torn, payloads
 from agent_sessions.stores.dynamodb.layout.records import Record
@@ -70,8 +70,8 @@ class Reader:
         self._record = record
 
     @property
-    def _life(self) -> Life:
-        return self._record.life
+    def _names(self) -> Names:
+        return self._record.names
 
     async def read(self, wanted: Wanted, known: Known | None) -> Contents:
         """Read all that is wanted and not known."""
@@ -95,24 +95,24 @@ class Reader:
 
     async def directory(self) -> Parts:
         """The parts as the directory has them."""
-        item = await self._requests.get(self._partition, self._life.directory(self._record.changes.directory))
+        item = await self._requests.get(self._partition, self._names.directory(self._record.changes.directory))
         if item is None:
             raise Torn
-        (data,) = await payloads(self._requests, self._partition, self._life, [item])
+        (data,) = await payloads(self._requests, self._partition, self._names, [item])
         return decode_parts(data)
 
     async def fields(self) -> dict[str, bytes]:
         """The record's fields."""
         if not self._record.parts.has_fields:
             return {}
-        item = await self._requests.get(self._partition, self._life.fields)
+        item = await self._requests.get(self._partition, self._names.fields)
         return await self.fields_in(item)
 
     async def fields_in(self, item: Item | None) -> dict[str, bytes]:
         """The record's fields, from the item that should hold them."""
-        if item is None or item["m"]["B"] != self._record.record_tag:
+        if item is None or item["m"]["B"] != self._record.fields_tag:
             raise Torn
-        (data,) = await payloads(self._requests, self._partition, self._life, [item])
+        (data,) = await payloads(self._requests, self._partition, self._names, [item])
         return _fields_decoder.decode(data)
 
     # ------------------------------------------------------------------------------------------------- values
@@ -123,36 +123,36 @@ class Reader:
         return [number for number, namespace in enumerate(namespaces) if namespace.revision > since]
 
     async def _values_and_fields(self, contents: Contents, moved: list[int], since: int, with_fields: bool) -> None:
-        life, names = self._life, self._record.parts.namespaces
+        names, namespaces = self._names, self._record.parts.namespaces
         spans: list[Span]
         if moved and not since:
-            spans = [life.fields_and_values if with_fields else life.all_values]
+            spans = [names.fields_and_values if with_fields else names.all_values]
         else:
-            spans = [(life.fields, life.fields)] if with_fields else []
-            spans += [life.values(number) for number in moved]
+            spans = [(names.fields, names.fields)] if with_fields else []
+            spans += [names.values(number) for number in moved]
         asked = [partial(self._requests.query_all, self._partition, span) for span in spans]
         items = [item for found in await gather(asked) for item in found]
         if with_fields:
-            found = items.pop(0) if items and items[0]["k"]["B"] == life.fields else None
+            found = items.pop(0) if items and items[0]["k"]["B"] == names.fields else None
             contents.fields = await self.fields_in(found)
         read = await self._payloads_in_place(items)
         if since:
-            contents.values = {names[number].name: {} for number in moved}
+            contents.values = {namespaces[number].name: {} for number in moved}
         for item, data in zip(items, read, strict=True):
             name = item["k"]["B"]
-            contents.values.setdefault(names[part_in(name)].name, {})[name_in(name)] = data
+            contents.values.setdefault(namespaces[part_in(name)].name, {})[name_in(name)] = data
 
     async def _payloads_in_place(self, items: list[Item]) -> list[bytes]:
         if any(int(item["r"]["N"]) > self._record.commits.revision for item in items):
             raise Torn
-        return await payloads(self._requests, self._partition, self._life, items)
+        return await payloads(self._requests, self._partition, self._names, items)
 
     # ------------------------------------------------------------------------------------------------- entries
 
     async def _entries(self, wanted: Sequence[tuple[Part, str]]) -> list[bytes | None]:
         numbers = {part: self._filled(part) for part, _ in wanted}
         names = [
-            None if (number := numbers[part]) is None else (self._partition, self._life.entry(number, key))
+            None if (number := numbers[part]) is None else (self._partition, self._names.entry(number, key))
             for part, key in wanted
         ]
         found = await self._requests.get_all([name for name in names if name is not None])
@@ -163,7 +163,7 @@ class Reader:
         number = self._filled(wanted.part)
         if number is None or wanted.limit == 0:
             return []
-        span = self._life.entries(number, wanted.prefix, wanted.after, wanted.before)
+        span = self._names.entries(number, wanted.prefix, wanted.after, wanted.before)
         limit = None if wanted.limit is None else wanted.limit + 1  # one may be `before` itself
         items: list[Item] = []
         async with aclosing(self._requests.query(self._partition, span, reverse=wanted.reverse, limit=limit)) as pages:
@@ -235,7 +235,7 @@ class Reader:
         raise Torn
 
     async def _frames(self, number: int, log: Log, most: int, *, after: int = 0) -> AsyncGenerator[Frame, None]:
-        span = self._life.frames(number, max(log.first_frame, after + 1), self._record.commits.revision)
+        span = self._names.frames(number, max(log.first_frame, after + 1), self._record.commits.revision)
         limit = most if most <= _MOST_FRAMES_ASKED else None
         async with aclosing(self._requests.query(self._partition, span, reverse=True, limit=limit)) as pages:
             async for page in pages:
@@ -245,7 +245,7 @@ class Reader:
     async def _items(self, frames: list[Frame], first: int, stop: int) -> list[bytes]:
         """The items from a place to another, out of live frames."""
         oldest_first = frames[::-1]
-        read = await payloads(self._requests, self._partition, self._life, [frame.item for frame in oldest_first])
+        read = await payloads(self._requests, self._partition, self._names, [frame.item for frame in oldest_first])
         items: list[bytes] = []
         for frame, data in zip(oldest_first, read, strict=True):
             items += _items_decoder.decode(data)[: frame.size]

@@ -19,9 +19,9 @@ import msgspec
 from msgspec import Struct, structs
 
 from agent_sessions.errors import StoreUnavailableError
-from agent_sessions.stores.base import Commit, Discreet, Key
+from agent_sessions.stores.base import Discreet, Key
 from agent_sessions.stores.dynamodb.expiry import DAY, seconds
-from agent_sessions.stores.dynamodb.layout.keys import Life, Span
+from agent_sessions.stores.dynamodb.layout.keys import Names, Span
 from agent_sessions.stores.dynamodb.layout.payloads import Large, Torn, large_of, read_large
 from agent_sessions.stores.dynamodb.layout.records import (
     NEVER,
@@ -34,7 +34,7 @@ from agent_sessions.stores.dynamodb.layout.records import (
     state_lost,
 )
 from agent_sessions.stores.dynamodb.service.requests import MOST_BYTES, Item, Refused, Requests, gather, item_key
-from agent_sessions.stores.dynamodb.writing import MOST_WRITES, Op, Plan, garbage
+from agent_sessions.stores.dynamodb.writing import MOST_WRITES, Op, Plan, Update, garbage
 
 
 class Staged(Discreet, Struct, array_like=True, frozen=True):
@@ -55,12 +55,12 @@ class Pending(Discreet, Struct, array_like=True, frozen=True):
 
     def is_dead(self, record: Record, now: int) -> bool:
         """Whether it can't be published any more: the session has changed, or it was begun long ago."""
-        return (self.life, self.revision) != (record.life.id, record.commits.revision) or self.begun + _DEAD_MS <= now
+        return (self.life, self.revision) != (record.names.id, record.commits.revision) or self.begun + _DEAD_MS <= now
 
     @property
     def span(self) -> Span:
         """Its pieces."""
-        return Life(self.own_life).pieces(self.stage)
+        return Names(self.own_life).pieces(self.stage)
 
 
 _DEAD_MS = DAY * 1000
@@ -80,10 +80,8 @@ class Stages:
 
     # ------------------------------------------------------------------------------------------------- commits
 
-    async def carry_out(
-        self, key: Key, partition: str, plan: Plan, commit: Commit, now: int, *, dead_lease: bytes | None
-    ) -> None:
-        """Store a commit. Then it is stored whole, whatever becomes of its last steps.
+    async def carry_out(self, key: Key, partition: str, plan: Plan, update: Update, now: int) -> None:
+        """Store a commit or an amendment. Then it is stored whole, whatever becomes of its last steps.
 
         Raises:
             Refused: The record is not as it was found. Nothing is stored.
@@ -91,19 +89,14 @@ class Stages:
         ops: bytes | None = None
         if plan.is_staged:
             ops = plan.pieces.put(msgspec.msgpack.encode(plan.ops))
-        condition, given = self._condition(plan.found, commit, now, dead_lease)
+        change, condition, given = update.change, update.condition, update.given
         mine: frozenset[bytes] = frozenset()
         if len(plan.pieces):
             mine = frozenset((self._pending(plan, now),))
             await self._fill(partition, plan, mine, condition, given)
             condition += " AND contains(pd, :mine)"
-            given["mine"] = binary(next(iter(mine)))
-        change = (
-            Change()
-            .write(key, plan.record, moves_the_end=not commit.maintenance)
-            .lease(plan.record.lease)
-            .given(**given)
-        )
+            change.given(mine=binary(next(iter(mine))))
+        change.values |= given
         change.add("gb", frozenset(sorted(plan.garbage)[:_MOST_GARBAGE])).discard("pd", mine)
         if plan.found.deletions and not remembered(plan.found.deletions, now):
             change.remove("dm")
@@ -118,7 +111,7 @@ class Stages:
                 await self._requests.update(partition, change.expression, change.values, condition)
         except Refused as refused:
             found = read_record(key, refused.item)
-            if mine and found.commits.find(commit.id) is None:
+            if mine and not found.has_write(update.id):
                 await self.sweep(partition, found, now, dead=mine)
             raise
 
@@ -126,8 +119,9 @@ class Stages:
         self, partition: str, plan: Plan, mine: frozenset[bytes], condition: str, given: dict[str, Item]
     ) -> None:
         """Enter the stage in the record, and write its pieces."""
-        change = Change().add("pd", mine).given(**given)
-        if not plan.found.life.id:
+        change = Change().add("pd", mine)
+        change.values |= given
+        if not plan.found.names.id:
             change.set("x", number(NEVER))  # it is all that knows of the pieces
         await self._requests.update(partition, change.expression, change.values, condition)
         await self._requests.put_all(plan.pieces.items(partition, plan.expires))
@@ -144,24 +138,9 @@ class Stages:
         await self._requests.transact([{"Update": update}, *writes])
 
     @staticmethod
-    def _condition(found: Record, commit: Commit, now: int, dead_lease: bytes | None) -> tuple[str, dict[str, Item]]:
-        """That the record is as it was found, its session not past its end, and nobody else's lease in the way."""
-        given: dict[str, Item] = {"owner": {"S": commit.owner}}
-        free = "attribute_not_exists(lo) OR lo = :owner"
-        if dead_lease is not None:
-            free += " OR ln = :dead"
-            given["dead"] = binary(dead_lease)
-        if not found.life.id:
-            return f"attribute_not_exists(c) AND ({free})", given
-        given |= {"was": binary(found.commits.ids), "now": number(now)}
-        in_force = "(attribute_not_exists(g) OR g > :now) AND attribute_not_exists(st)"
-        as_found = in_force if found.is_live(now) else "g <= :now"
-        return f"c = :was AND {as_found} AND ({free})", given
-
-    @staticmethod
     def _pending(plan: Plan, now: int) -> bytes:
-        life, revision = plan.found.life.id, plan.found.commits.revision
-        return msgspec.msgpack.encode(Pending(life, revision, now, plan.record.life.id, plan.pieces.stage))
+        life, revision = plan.found.names.id, plan.found.commits.revision
+        return msgspec.msgpack.encode(Pending(life, revision, now, plan.record.names.id, plan.pieces.stage))
 
     # ------------------------------------------------------------------------------------------------- finishing
 
@@ -174,7 +153,7 @@ class Stages:
         assert record.stage is not None
         staged = _staged_decoder.decode(record.stage)
         try:
-            ops = _ops_decoder.decode(await read_large(self._requests, partition, record.life, staged.ops))
+            ops = _ops_decoder.decode(await read_large(self._requests, partition, record.names, staged.ops))
         except Torn:
             current = read_record(key, await self._requests.get(partition))
             if current.stage == record.stage:
@@ -186,7 +165,7 @@ class Stages:
             "ExpressionAttributeValues": {":st": binary(record.stage)},
             "ReturnValuesOnConditionCheckFailure": "ALL_OLD",
         }
-        done = garbage(record.life.pieces(staged.ops.stage, staged.ops.first, staged.ops.count))
+        done = garbage(record.names.pieces(staged.ops.stage, staged.ops.first, staged.ops.count))
         change = Change().remove("st").add("gb", frozenset((done,))).given(st=binary(record.stage))
         try:
             for batch in _batches(ops):
@@ -233,14 +212,14 @@ class Stages:
             for item in page:
                 ref = large_of(item)
                 if ref is not None:
-                    life = Life(item["k"]["B"][:8])
-                    await self._delete(partition, life.pieces(ref.stage, ref.first, ref.count))
+                    names = Names(item["k"]["B"][:8])
+                    await self._delete(partition, names.pieces(ref.stage, ref.first, ref.count))
             await self._requests.delete_all([(partition, item["k"]["B"]) for item in page])
 
     async def _forget(self, partition: str, record: Record, swept: frozenset[bytes], now: int) -> None:
         change = Change().discard("gb", swept)
         condition = "attribute_exists(p)"
-        if not record.life.id and swept == record.garbage:
+        if not record.names.id and swept == record.garbage:
             change.set("x", number(seconds(now) + DAY))  # nothing keeps what is left of the record any longer
             condition = "attribute_exists(p) AND attribute_not_exists(c)"
         try:

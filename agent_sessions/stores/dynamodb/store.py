@@ -24,10 +24,13 @@ from agent_sessions.errors import (
 )
 from agent_sessions.stores.base import (
     ABSENT,
+    Amend,
+    Amended,
     Commit,
     CommitStatus,
     Committed,
     Cursor,
+    Found,
     Key,
     Keys,
     Kind,
@@ -35,14 +38,15 @@ from agent_sessions.stores.base import (
     Lease,
     LeaseWanted,
     Opened,
+    Order,
     Page,
-    Row,
     Version,
     Wanted,
 )
 from agent_sessions.stores.commit_ring import overtaken
+from agent_sessions.stores.dynamodb.amending import Amendments
 from agent_sessions.stores.dynamodb.expiry import DAY, keep_alive, let_go, seconds
-from agent_sessions.stores.dynamodb.layout.keys import partition
+from agent_sessions.stores.dynamodb.layout.keys import Names, partition
 from agent_sessions.stores.dynamodb.layout.payloads import Torn
 from agent_sessions.stores.dynamodb.layout.records import (
     NEVER,
@@ -58,15 +62,16 @@ from agent_sessions.stores.dynamodb.layout.records import (
     state_lost,
 )
 from agent_sessions.stores.dynamodb.leases import Leases
-from agent_sessions.stores.dynamodb.listing import Listing
-from agent_sessions.stores.dynamodb.memory import Memory
+from agent_sessions.stores.dynamodb.listing import Asked, Listing
+from agent_sessions.stores.dynamodb.memory import Records
 from agent_sessions.stores.dynamodb.reading import Contents, Reader
 from agent_sessions.stores.dynamodb.service import table
 from agent_sessions.stores.dynamodb.service.clients import Clients, Endpoint
 from agent_sessions.stores.dynamodb.service.requests import Item, Refused, Requests
 from agent_sessions.stores.dynamodb.staging import Stages
 from agent_sessions.stores.dynamodb.times import Times
-from agent_sessions.stores.dynamodb.writing import Plan, Planner, garbage
+from agent_sessions.stores.dynamodb.writing import Plan, Planner, Update, garbage
+from agent_sessions.stores.lifetime import Status
 
 if TYPE_CHECKING:
     from agent_sessions.settings import Settings
@@ -82,7 +87,6 @@ _READ_UNSEEN_MS = 1_000
 """For so long, at most, a turn that has just taken its lease reads without looking again at the record: nobody else
 may change the session, and a deletion leaves the items where they are for twice as long."""
 
-_RECORDS_KEPT = 4096
 _ALL = Wanted()
 
 
@@ -131,8 +135,9 @@ class DynamoDBStore:
         self._times = Times(clock)
         self._leases = Leases(self._requests, self._times)
         self._stages = Stages(self._requests)
-        self._listing = Listing(self._requests, self._row)
-        self._records: Memory[str, Record] = Memory(_RECORDS_KEPT)
+        self._listing = Listing(self._requests, self._found)
+        self._records = Records(self._requests)
+        self._amendments = Amendments(self._requests, self._times, self._stages, self._records, patience_s)
         self._patience_s = patience_s
 
     @classmethod
@@ -161,7 +166,7 @@ class DynamoDBStore:
         """See `Store.open`."""
         place = partition(key)
         give_up = asyncio.get_running_loop().time() + self._patience_s
-        lost_at: Version | None = None
+        lost_at: tuple[Names, Version, bytes] | None = None
         while True:
             begun = self._times.monotonic_ms()
             record, granted = await self._record(key, lease)
@@ -175,17 +180,17 @@ class DynamoDBStore:
                     await self._stages.sweep(place, record, now)
                 return Opened(now=now, version=ABSENT, row=None, granted=granted, lease=held)
             try:
-                record = await self._whole(place, record)
+                record = await self._records.whole(place, record)
                 contents = await Reader(self._requests, place, record).read(wanted, known)
                 alone = granted and self._times.monotonic_ms() - begun < min(_READ_UNSEEN_MS, lease.ms if lease else 0)
                 if contents.in_place and not alone:
                     await self._check_unchanged(key, record)
             except Torn:
                 current = read_record(key, await self._requests.get(place))
-                if current.life == record.life and current.commits.version == record.commits.version:
-                    if lost_at == record.commits.version:
+                if current.moment == record.moment:
+                    if lost_at == record.moment:
                         raise state_lost(key) from None
-                    lost_at = record.commits.version  # once more: it may have been the last steps of that very commit
+                    lost_at = record.moment  # once more: it may have been the last steps of that very commit
                 if asyncio.get_running_loop().time() > give_up:
                     raise StoreUnavailableError(f"{name_of(key)} changes faster than it can be read") from None
                 continue
@@ -203,36 +208,12 @@ class DynamoDBStore:
             record, granted = await self._leases.take(key, lease)
         while record.stage is not None and (granted or lease is None) and record.is_live(self._times.now_ms()):
             record = await self._stages.finish(key, place, record)
-        self._keep(place, record)
+        self._records.keep(place, record)
         return record, granted
-
-    def _keep(self, place: str, record: Record) -> None:
-        """Remember a record, with the directory if that is known."""
-        self._records.keep(place, self._completed(place, record))
-
-    def _completed(self, place: str, record: Record) -> Record:
-        """A record with the directory that is remembered of it, if it is still the same."""
-        kept = self._records.get(place)
-        if record.is_whole or kept is None or kept.directory is None:
-            return record
-        same = kept.life == record.life and kept.changes.directory == record.changes.directory
-        return record.with_directory(kept.directory) if same else record
-
-    async def _whole(self, place: str, record: Record) -> Record:
-        """A record with its directory, which is read if it is not remembered.
-
-        Raises:
-            Torn: There is another by now.
-        """
-        record = self._completed(place, record)
-        if not record.is_whole:
-            record = record.with_directory(await Reader(self._requests, place, record).directory())
-            self._records.keep(place, record)
-        return record
 
     async def _check_unchanged(self, key: Key, record: Record) -> None:
         current = read_record(key, await self._requests.get(partition(key)))
-        if (current.life, current.commits.version) != (record.life, record.commits.version):
+        if (current.names, current.commits.version) != (record.names, record.commits.version):
             raise Torn
 
     # ------------------------------------------------------------------------------------------------- commit
@@ -255,15 +236,15 @@ class DynamoDBStore:
                 continue
             old = found if found.is_live(now) else NOTHING
             if (revision := old.commits.find(commit.id)) is not None:
-                self._keep(place, found)
+                self._records.keep(place, found)
                 return _repeated(commit, revision)
             if is_fresh:
                 await self._refuse(key, place, found, old, commit, now)
             try:
-                found = await self._whole(place, found)
+                found = await self._records.whole(place, found)
                 plan = await self._plan(key, found, commit, now)
-                dead = self._leases.dead(place)
-                await self._stages.carry_out(key, place, plan, commit, now, dead_lease=dead)
+                update = Update.of_commit(key, plan, commit, now, self._leases.dead(place))
+                await self._stages.carry_out(key, place, plan, update, now)
                 break
             except Refused as refused:
                 found, is_fresh = read_record(key, refused.item), True
@@ -282,19 +263,24 @@ class DynamoDBStore:
         old = found if found.is_live(now) else NOTHING
         if commit.expected is not None and commit.expected != old.commits.version:
             return False
+        if old.life is not None and old.life.stamps.status(now) == "ended":
+            return False
         return not self._leases.was_held_by_another(place, found.lease, commit.owner)
 
     async def _refuse(self, key: Key, place: str, found: Record, old: Record, commit: Commit, now: int) -> None:
         """Raise what keeps a commit that is not stored yet from being stored."""
         expected, version = commit.expected, old.commits.version
+        if old.life is None and expected is not None and expected != ABSENT:
+            self._records.keep(place, found)
+            await self._stages.sweep(place, found, now)
+            raise SessionNotFoundError(f"{name_of(key)} does not exist, was deleted, or is past its time")
+        if old.life is not None and not commit.maintenance:
+            old.life.refuse_ended(now, name_of(key))
         if expected is not None and expected != version:
-            self._keep(place, found)
-            if old is NOTHING:
-                await self._stages.sweep(place, found, now)
-                raise SessionNotFoundError(f"{name_of(key)} does not exist, was deleted, or is past its time")
+            self._records.keep(place, found)
             raise overtaken(name_of(key), commit, version.revision)
         if self._leases.is_held_by_another(place, found.lease, commit.owner):
-            self._keep(place, found)
+            self._records.keep(place, found)
             assert found.lease is not None
             raise SessionBusyError(f"{name_of(key)} is held by {found.lease.owner}; nothing was stored")
 
@@ -302,7 +288,7 @@ class DynamoDBStore:
         place = partition(key)
         old = found if found.is_live(now) else NOTHING
         planner = Planner(self._requests, place, key, found, commit, now)
-        gone_at = planner.gone_at(old, commit, now)
+        gone_at = planner.life.stamps.gone_at
         stays = await keep_alive(self._requests, place, old, gone_at, now) if old is not NOTHING else None
         return await planner.plan(stays)
 
@@ -315,16 +301,23 @@ class DynamoDBStore:
                 place
             )  # not even for a moment what is not in its places: another thread would plan on it
         else:
-            self._keep(place, record)
+            self._records.keep(place, record)
         with suppress(StoreUnavailableError, Torn):
             if plan.is_staged:
                 record = read_record(key, await self._requests.get(place))
                 while record.stage is not None:
                     record = await self._stages.finish(key, place, record)
-            self._keep(place, await self._stages.sweep(place, record, now))
+            self._records.keep(place, await self._stages.sweep(place, record, now))
             if old is not NOTHING and old.gone_at is None and record.gone_at is not None:
                 await let_go(self._requests, place, record, now)
-        return Committed(plan.record.commits.version, old.commits.version, plan.record.row(None), plan.heads)
+        previous_tag = plan.record.record_tag if old is NOTHING else old.record_tag
+        return Committed(
+            plan.record.commits.version, old.commits.version, plan.record.row(None), previous_tag, plan.heads
+        )
+
+    async def amend(self, key: Key, amend: Amend) -> Amended:
+        """See `Store.amend`. Without fields it is one write; and a read, if the record has some."""
+        return await self._amendments.amend(key, amend)
 
     async def commit_status(self, key: Key, commit_id: bytes, *, since: Version) -> CommitStatus:
         """See `Store.commit_status`."""
@@ -340,14 +333,14 @@ class DynamoDBStore:
         record = await self._leases.renew(key, owner, ms)
         if record is None:
             return False
-        self._keep(partition(key), record)
+        self._records.keep(partition(key), record)
         return True
 
     async def release(self, key: Key, owner: str) -> None:
         """See `Store.release`."""
         record = await self._leases.release(key, owner)
         if record is not None:
-            self._keep(partition(key), record)
+            self._records.keep(partition(key), record)
             await self._stages.sweep(partition(key), record, self._times.now_ms())
 
     async def unlock(self, key: Key) -> Lease | None:
@@ -394,7 +387,7 @@ class DynamoDBStore:
             change.given(dm_was=binary(record.deletions))
         else:
             condition = "attribute_not_exists(dm)"
-        if not record.life.id:
+        if record.life is None:
             condition += " AND attribute_not_exists(c)"
             change.stay_for(seconds(now) + DAY)
             return await self._requests.update(place, change.expression, change.values, condition)
@@ -402,7 +395,7 @@ class DynamoDBStore:
         change.given(was=binary(record.commits.ids)).end_life()
         recent = existed and record.lease is not None and now - record.lease.since < 2 * _READ_UNSEEN_MS
         not_before = record.lease.since + 2 * _READ_UNSEEN_MS if recent and record.lease is not None else 0
-        change.add("gb", frozenset((garbage(record.life.everything, not_before),)))
+        change.add("gb", frozenset((garbage(record.names.everything, not_before),)))
         change.set("x", number(NEVER))  # until all is swept
         if existed:
             change.lease(None)
@@ -414,19 +407,28 @@ class DynamoDBStore:
         kind: Kind,
         *,
         belongs_to: str | None = None,
+        status: Status | None = None,
+        order: Order = "activity",
         limit: int = 50,
         cursor: Cursor | None = None,
     ) -> Page:
         """See `Store.find`."""
-        now = self._times.now_ms()
-        return await self._listing.find(tenant, kind, now, belongs_to=belongs_to, limit=limit, cursor=cursor)
+        asked = Asked(tenant, kind, belongs_to, status, self._times.now_ms())
+        return await self._listing.find(asked, order, limit, cursor)
 
-    async def _row(self, key: Key) -> Row | None:
-        return (await self.open(key, wanted=Wanted(values=False))).row
-
-    async def count(self, tenant: str, kind: Kind, *, belongs_to: str | None = None) -> int:
+    async def count(
+        self, tenant: str, kind: Kind, *, belongs_to: str | None = None, status: Status | None = None
+    ) -> int:
         """See `Store.count`."""
-        return await self._listing.count(tenant, kind, self._times.now_ms(), belongs_to=belongs_to)
+        return await self._listing.count(Asked(tenant, kind, belongs_to, status, self._times.now_ms()))
+
+    async def run_out(self, tenant: str, kind: Kind, *, limit: int = 100) -> Page:
+        """See `Store.run_out`."""
+        return await self._listing.run_out(Asked(tenant, kind, None, "ended", self._times.now_ms()), limit)
+
+    async def _found(self, key: Key) -> Found | None:
+        opened = await self.open(key, wanted=Wanted(values=False))
+        return None if opened.row is None else Found(key.id, opened.row, opened.version.revision)
 
     async def scan(self, *, limit: int = 100, cursor: bytes | None = None) -> Keys:
         """See `Store.scan`. It reads the whole table, and sweeps what dead commits and deletions have left."""
@@ -484,4 +486,4 @@ def _opened(
 
 def _repeated(commit: Commit, revision: int) -> Committed:
     previous = commit.expected if commit.expected is not None else ABSENT
-    return Committed(Version(revision, commit.id), previous, None, {}, repeated=True)
+    return Committed(Version(revision, commit.id), previous, None, b"", {}, repeated=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from contextlib import aclosing
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 from msgspec import Struct, field
@@ -13,12 +13,24 @@ from agent_sessions.errors import CommitTooLargeError
 from agent_sessions.stores.base import CollectionChange, Commit, Discreet, Key, LogChange, LogHead, Part
 from agent_sessions.stores.commit_ring import CommitRing
 from agent_sessions.stores.dynamodb.expiry import expiry_of, sooner
-from agent_sessions.stores.dynamodb.layout.keys import Life, Span
+from agent_sessions.stores.dynamodb.layout.keys import Names, Span
 from agent_sessions.stores.dynamodb.layout.parts import MOST_IN_RECORD, Changes, Parts, encode
 from agent_sessions.stores.dynamodb.layout.payloads import PIECE_BYTES, Large, Pieces, large_of, with_expiry
-from agent_sessions.stores.dynamodb.layout.records import NOTHING, Held, Record, name_of, new_lease
+from agent_sessions.stores.dynamodb.layout.records import (
+    NOTHING,
+    Change,
+    Held,
+    Record,
+    binary,
+    encode_rest,
+    name_of,
+    new_lease,
+    number,
+    runs_out_at,
+)
 from agent_sessions.stores.dynamodb.reading import Reader
 from agent_sessions.stores.dynamodb.service.requests import MOST_BYTES, Item, Requests
+from agent_sessions.stores.life import Life
 
 MOST_WRITES = 99
 """The most items of a transaction, without the record."""
@@ -71,6 +83,42 @@ class Plan(Discreet, Struct):
         return len(self.ops) > MOST_WRITES or sum(len(op.data or b"") for op in self.ops) > MOST_BYTES
 
 
+class Update(NamedTuple):
+    """What becomes of the record, and the condition under which."""
+
+    id: bytes
+    """That of the commit or the amendment."""
+    change: Change
+    condition: str
+    given: dict[str, Item]
+    """The values that the condition names."""
+
+    @classmethod
+    def of_commit(cls, key: Key, plan: Plan, commit: Commit, now: int, dead_lease: bytes | None) -> Update:
+        """The record is as it was found, its session has neither ended nor gone, and no lease of others is in the way.
+
+        Maintenance, which is no activity, leaves the times as they are by then.
+        """
+        change = Change().write(key, plan.record).lease(plan.record.lease)
+        if not commit.maintenance or commit.hold_ms is not None:
+            change.times(plan.record)
+        found = Change().given(owner={"S": commit.owner})
+        free = "attribute_not_exists(lo) OR lo = :owner"
+        if dead_lease is not None:
+            free += " OR ln = :dead"
+            found.given(dead=binary(dead_lease))
+        if plan.found.life is None:
+            return cls(commit.id, change, f"attribute_not_exists(c) AND ({free})", found.values)
+        condition = f"{found.as_found(plan.found)} AND ({free})"
+        found.given(now=number(now))
+        if not plan.found.is_live(now):
+            return cls(commit.id, change, f"{condition} AND g <= :now", found.values)
+        condition += " AND attribute_not_exists(st) AND (attribute_not_exists(g) OR g > :now)"
+        if not commit.maintenance:
+            condition += " AND (attribute_not_exists(e) OR e > :now)"
+        return cls(commit.id, change, condition, found.values)
+
+
 def garbage(span: Span, not_before: int = 0) -> bytes:
     """A range of items that nobody can reach any more, to be swept; not before a time, if somebody may be reading."""
     return msgspec.msgpack.encode([*span, not_before])
@@ -89,10 +137,13 @@ class Planner:
         self._old = found if found.is_live(now) else NOTHING
         self._reader = Reader(requests, partition, self._old)
         # Not the commit's id: one that is sent again after a deletion would meet the items of its first life.
-        self._life = self._old.life if self._old.life.id else Life(os.urandom(8))
+        self._names = self._old.names if self._old.names.id else Names(os.urandom(8))
+        self.life = Life.begun(commit, now) if self._old.life is None else self._old.copy_of_life()
+        """That of the key, after the commit."""
+        self.life.commit(commit, now)
         self._parts = self._old.parts.copy()
         self._revision = self._old.commits.revision + 1
-        self._pieces = Pieces(self._life, os.urandom(8))
+        self._pieces = Pieces(self._names, os.urandom(8))
         self._ops: dict[bytes, Op] = {}
         self._garbage: set[bytes] = set()
         self._heads: dict[Part, LogHead] = {}
@@ -117,20 +168,19 @@ class Planner:
             await self._change_fields()
         self._cut()
         changes, directory = self._settle()
-        gone_at = self.gone_at(self._old, commit, self._now)
-        expires = expiry_of(gone_at, self._now)
+        expires = expiry_of(self.life.stamps.gone_at, self._now)
+        fields_tag = commit.id if commit.fields or self._old is NOTHING else self._old.fields_tag
         record = Record(
-            life=self._life,
+            names=self._names,
             commits=self._commits(),
             parts=self._parts,
             changes=changes,
             directory=directory,
-            started_at=self._old.started_at or self._now,
-            active_at=self._old.active_at if commit.maintenance else self._now,
-            gone_at=gone_at,
+            life=self.life,
+            rest=encode_rest(self.life, fields_tag),
+            fields_tag=fields_tag,
+            runs_out_at=runs_out_at(self.life, self._old.runs_out_at, self._now),
             stays_until=expires if self._old is NOTHING else sooner(stays_until, expires),
-            record_tag=commit.id if commit.fields or self._old is NOTHING else self._old.record_tag,
-            belongs_to=commit.belongs_to if self._old.belongs_to is None else self._old.belongs_to,
             lease=self._lease(),
             pending=self._found.pending,
             garbage=self._found.garbage | self._garbage,
@@ -139,13 +189,6 @@ class Planner:
         return Plan(
             self._found, record, list(self._ops.values()), self._pieces, expires, frozenset(self._garbage), self._heads
         )
-
-    @staticmethod
-    def gone_at(old: Record, commit: Commit, now: int) -> int | None:
-        """When the key goes, after a commit."""
-        if commit.maintenance:
-            return old.gone_at
-        return None if commit.ttl_ms is None else now + commit.ttl_ms
 
     def _commits(self) -> CommitRing:
         ring = CommitRing(self._old.commits.ids, self._old.commits.revision)
@@ -168,14 +211,14 @@ class Planner:
                 continue
             number = self._parts.ensure_namespace(part.namespace)
             self._parts.namespaces[number].revision = self._revision
-            self._put(self._life.value(number, part.name), data, large, r=self._revision)
+            self._put(self._names.value(number, part.name), data, large, r=self._revision)
 
     async def _large_values(self, commit: Commit) -> dict[bytes, Large]:
         """Those of the values about to be replaced that lie in pieces."""
         numbers = {part: self._old.parts.namespace(part.namespace) for part in commit.values}
         return await self._large(
             [
-                self._life.value(number, part.name)
+                self._names.value(number, part.name)
                 for part, number in numbers.items()
                 if number is not None and self._old.parts.namespaces[number].has_large
             ]
@@ -190,7 +233,7 @@ class Planner:
         self._ops[sort_key] = Op(sort_key, data, numbers=numbers)
         ref = large.get(sort_key)
         if ref is not None:
-            self._garbage.add(garbage(self._life.pieces(ref.stage, ref.first, ref.count)))
+            self._garbage.add(garbage(self._names.pieces(ref.stage, ref.first, ref.count)))
 
     # ------------------------------------------------------------------------------------------------- logs
 
@@ -206,7 +249,7 @@ class Planner:
         if change.append:
             first = log.assigned + 1
             self._put(
-                self._life.frame(number, self._revision),
+                self._names.frame(number, self._revision),
                 msgspec.msgpack.encode(change.append),
                 {},
                 i=log.count,
@@ -227,7 +270,7 @@ class Planner:
             log.last, log.first_frame = 0, self._revision
             first_dead = 0
         if first_dead < self._revision:
-            self._garbage.add(garbage(self._life.frames(number, first_dead, self._revision - 1)))
+            self._garbage.add(garbage(self._names.frames(number, first_dead, self._revision - 1)))
         log.count, log.cut_at = kept, self._revision
 
     # ------------------------------------------------------------------------------------------------- collections
@@ -240,11 +283,13 @@ class Planner:
             return
         number = self._parts.ensure_collection(part)
         collection = self._parts.collections[number]
-        entries = {self._life.entry(number, key): data for key, data in change.entries.items()}
+        entries = {self._names.entry(number, key): data for key, data in change.entries.items()}
         large: dict[bytes, Large] = {}
         if was_filled:
             for prefix in change.delete_prefixes:
-                found = await self._requests.query_all(self._partition, self._life.entries(number, prefix), only="k, o")
+                found = await self._requests.query_all(
+                    self._partition, self._names.entries(number, prefix), only="k, o"
+                )
                 for item in found:
                     entries.setdefault(item["k"]["B"], None)
                     if (ref := large_of(item)) is not None:
@@ -262,7 +307,7 @@ class Planner:
     async def _any_left(self, number: int, deleted: set[bytes]) -> bool:
         """Whether a collection has other entries than these: of one more than these, one must be another."""
         limit = min(len(deleted) + 1, 1000)
-        found = self._requests.query(self._partition, self._life.entries(number), limit=limit, only="k")
+        found = self._requests.query(self._partition, self._names.entries(number), limit=limit, only="k")
         async with aclosing(found) as pages:
             async for page in pages:
                 if any(item["k"]["B"] not in deleted for item in page):
@@ -273,14 +318,14 @@ class Planner:
 
     async def _change_fields(self) -> None:
         fields = await self._reader.fields()
-        large = await self._large([self._life.fields]) if self._old.parts.has_large_fields else {}
+        large = await self._large([self._names.fields]) if self._old.parts.has_large_fields else {}
         for name, data in self._commit.fields.items():
             if data is None:
                 fields.pop(name, None)
             else:
                 fields[name] = data
-        self._put(self._life.fields, msgspec.msgpack.encode(fields), large)
-        self._ops[self._life.fields].tag = self._commit.id
+        self._put(self._names.fields, msgspec.msgpack.encode(fields), large)
+        self._ops[self._names.fields].tag = self._commit.id
         self._parts.has_fields, self._parts.has_large_fields = True, False
 
     # ------------------------------------------------------------------------------------------------- parts
@@ -296,9 +341,9 @@ class Planner:
             message = f"{name_of(self._key)} would have more namespaces, logs and collections than can be kept"
             raise CommitTooLargeError(message)
         if old:
-            sort_key = self._life.directory(old)
+            sort_key = self._names.directory(old)
             self._garbage.add(garbage((sort_key, sort_key)))
-        sort_key = self._life.directory(self._revision)
+        sort_key = self._names.directory(self._revision)
         is_small = len(data) <= _LARGE_BYTES[1]
         self._ops[sort_key] = Op(sort_key, data) if is_small else Op(sort_key, large=self._pieces.put(data))
         return Changes.between(self._parts, self._parts, self._revision), self._parts

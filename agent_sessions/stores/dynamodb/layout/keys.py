@@ -24,7 +24,7 @@ from hashlib import blake2b
 from typing import NamedTuple, TypeAlias
 from zlib import crc32
 
-from agent_sessions.stores.base import Cursor, Key, Kind
+from agent_sessions.stores.base import Key, Kind
 
 SHARDS = 8
 """Over how many index partitions a tenant's keys of one kind are spread. A constant of the format."""
@@ -40,7 +40,6 @@ _SPECIAL = re.compile("[%/#]")
 _ESCAPED = re.compile("%([0-9A-F]{2})")
 
 _HIGHEST = b"\xff"  # no UTF-8 has this byte: what begins with a prefix lies below prefix + _HIGHEST
-_LONGEST_ID_IN_INDEX = 1000  # an index key has at most 1024 bytes
 
 Span: TypeAlias = tuple[bytes, bytes]
 """A range of sort keys, both ends included."""
@@ -81,16 +80,6 @@ def user_index(tenant: str, kind: Kind, user: str) -> str:
     return _short(f"{_KINDS[kind]}/{_escape(tenant)}/{_escape(user)}")
 
 
-def place(cursor: Cursor) -> bytes:
-    """The sort key of both indexes: last activity, then id."""
-    return cursor.active_at.to_bytes(8) + cursor.id.encode()[:_LONGEST_ID_IN_INDEX]
-
-
-def active_at(place: bytes) -> int:
-    """The time in a place."""
-    return int.from_bytes(place[:8])
-
-
 def _escape(text: str) -> str:
     return _SPECIAL.sub(lambda found: f"%{ord(found[0]):02X}", text)
 
@@ -108,7 +97,7 @@ def _short(name: str) -> str:
 # --------------------------------------------------------------------------------------------------- items
 
 
-class Life(NamedTuple):
+class Names(NamedTuple):
     """The names of the items of one life."""
 
     id: bytes

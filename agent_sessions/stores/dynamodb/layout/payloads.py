@@ -10,7 +10,7 @@ import msgspec
 from msgspec import Struct
 
 from agent_sessions.stores.base import Discreet
-from agent_sessions.stores.dynamodb.layout.keys import Life
+from agent_sessions.stores.dynamodb.layout.keys import Names
 from agent_sessions.stores.dynamodb.layout.records import binary
 from agent_sessions.stores.dynamodb.service.requests import Item, Requests, gather
 
@@ -37,8 +37,8 @@ _large_decoder = msgspec.msgpack.Decoder(Large)
 class Pieces:
     """The pieces that a commit needs, under one number of their own: its stage."""
 
-    def __init__(self, life: Life, stage: bytes) -> None:
-        self.life = life
+    def __init__(self, names: Names, stage: bytes) -> None:
+        self.names = names
         self.stage = stage
         self._pieces: list[bytes] = []
 
@@ -55,7 +55,7 @@ class Pieces:
         """The items to be written before anything names them."""
         return [
             with_expiry(
-                {"p": {"S": partition}, "k": {"B": self.life.piece(self.stage, number)}, "b": binary(data)}, expires
+                {"p": {"S": partition}, "k": {"B": self.names.piece(self.stage, number)}, "b": binary(data)}, expires
             )
             for number, data in enumerate(self._pieces)
         ]
@@ -71,7 +71,7 @@ def large_of(item: Item) -> Large | None:
     return _large_decoder.decode(item["o"]["B"]) if "o" in item else None
 
 
-async def payloads(requests: Requests, partition: str, life: Life, items: Sequence[Item]) -> list[bytes]:
+async def payloads(requests: Requests, partition: str, names: Names, items: Sequence[Item]) -> list[bytes]:
     """The payloads of items.
 
     Raises:
@@ -80,18 +80,18 @@ async def payloads(requests: Requests, partition: str, life: Life, items: Sequen
     large = {index: ref for index, item in enumerate(items) if (ref := large_of(item)) is not None}
     if not large:
         return [item["b"]["B"] for item in items]
-    read = await gather([partial(read_large, requests, partition, life, ref) for ref in large.values()])
+    read = await gather([partial(read_large, requests, partition, names, ref) for ref in large.values()])
     found = dict(zip(large, read, strict=True))
     return [found[index] if index in found else item["b"]["B"] for index, item in enumerate(items)]
 
 
-async def read_large(requests: Requests, partition: str, life: Life, ref: Large) -> bytes:
+async def read_large(requests: Requests, partition: str, names: Names, ref: Large) -> bytes:
     """Put a payload together.
 
     Raises:
         Torn: A piece is missing.
     """
-    pieces: list[Any] = await requests.query_all(partition, life.pieces(ref.stage, ref.first, ref.count))
+    pieces: list[Any] = await requests.query_all(partition, names.pieces(ref.stage, ref.first, ref.count))
     data = b"".join(piece["b"]["B"] for piece in pieces)
     if len(data) != ref.size:
         raise Torn

@@ -5,11 +5,15 @@ It is kept under 1 KB, since a write costs by the size of the whole item: what m
 | attribute | what it holds |
 |---|---|
 | `f`, `v`, `c` | data format; revision; the ids of the last 64 commits |
-| `l` | the life: what the names of all other items begin with |
+| `l` | what the names of all other items of the life begin with |
 | `d` | the parts: namespaces, logs and collections, with where they stand, or what of them has changed lately |
-| `s`, `g`, `h`, `x` | started; gone from then on; until when all other items stay at least; the TTL of DynamoDB |
-| `m`, `b`, `n` | record tag; to whom the session belongs; tenant and id, where the partition's name is a hash |
-| `a`, `t`, `u` | keys of the indexes: place (last activity, id), tenant's shard, user |
+| `s`, `a` | started; last active |
+| `i`, `e`, `g` | idle, ended and gone from then on; the first two are left out where they are as the next |
+| `w` | a time, not after `e`, from which on it may have run out; only of a session that can, and has not been ended |
+| `m`, `y` | record tag; the rest of the life (`Rest`), which each amendment changes |
+| `h`, `x` | until when all other items stay at least; the TTL of DynamoDB |
+| `b`, `n` | to whom the session belongs; tenant and id, where the partition's name is a hash |
+| `t`, `u` | keys of the indexes, with `a`, `s` and `w`: tenant's shard, user |
 | `lo`, `ln`, `ls`, `lx`, `lm` | lease: owner, a random number for each renewal, since, until, length |
 | `st` | what a commit has published and not yet put in its places |
 | `pd` | stages that are being filled |
@@ -28,12 +32,14 @@ import msgspec
 from msgspec import Struct, field, structs
 
 from agent_sessions.errors import FormatTooNewError, StateLostError
-from agent_sessions.stores.base import FORMAT, Cursor, Discreet, Key, Lease, LogHead, Part, Row
+from agent_sessions.stores.base import FORMAT, Discreet, Key, Lease, LogHead, Part, Row, Version
 from agent_sessions.stores.commit_ring import CommitRing
 from agent_sessions.stores.dynamodb.layout import keys
-from agent_sessions.stores.dynamodb.layout.keys import Life
+from agent_sessions.stores.dynamodb.layout.keys import Names
 from agent_sessions.stores.dynamodb.layout.parts import Changes, Parts, decode_changes, encode
 from agent_sessions.stores.dynamodb.service.requests import Item
+from agent_sessions.stores.life import Life
+from agent_sessions.stores.lifetime import Course, Lifetime, Stamps
 
 # --------------------------------------------------------------------------------------------------- the record
 
@@ -56,20 +62,22 @@ class Held(Discreet, Struct, frozen=True):
 class Record(Discreet, Struct, frozen=True):
     """A record. Without a life it is of an absent key, and holds a lease, or what is left to sweep."""
 
-    life: Life = Life(b"")
+    names: Names = Names(b"")
     commits: CommitRing = field(default_factory=CommitRing)
     parts: Parts = field(default_factory=Parts)
     """All of them, once the directory is read; else what the record itself says."""
     changes: Changes = field(default_factory=Changes)
     directory: Parts | None = None
     """The parts as they were when the directory was written; None: not read, or there is none."""
-    started_at: int = 0
-    active_at: int = 0
-    gone_at: int | None = None
+    life: Life | None = None
+    rest: bytes = b""
+    """`Rest`, as it is stored."""
+    fields_tag: bytes = b""
+    """The id of the write that the item with the record's fields is of."""
+    runs_out_at: int | None = None
+    """The time under which it is in the index of what may have run out."""
     stays_until: int | None = None
     """Seconds until which no other item of the life goes; None: for ever."""
-    record_tag: bytes = b""
-    belongs_to: str | None = None
     lease: Held | None = None
     stage: bytes | None = None
     pending: frozenset[bytes] = frozenset()
@@ -78,7 +86,31 @@ class Record(Discreet, Struct, frozen=True):
 
     def is_live(self, now: int) -> bool:
         """Whether the key exists."""
-        return bool(self.life.id) and (self.gone_at is None or self.gone_at > now)
+        return self.life is not None and not self.life.is_over(now)
+
+    @property
+    def gone_at(self) -> int | None:
+        """From when on it does not."""
+        return None if self.life is None else self.life.stamps.gone_at
+
+    @property
+    def record_tag(self) -> bytes:
+        """The id of the last write that changed what is known of the key, but for its times and counters."""
+        return b"" if self.life is None else self.life.record_tag
+
+    def copy_of_life(self) -> Life:
+        """Its life, to be changed."""
+        assert self.life is not None
+        return structs.replace(self.life, counters=self.life.counters.copy())
+
+    def has_write(self, write_id: bytes) -> bool:
+        """Whether it remembers a commit or an amendment."""
+        return self.commits.find(write_id) is not None or (self.life is not None and write_id in self.life.amendments)
+
+    @property
+    def moment(self) -> tuple[Names, Version, bytes]:
+        """What is different after each write that changes an item beside the record."""
+        return self.names, self.commits.version, self.fields_tag
 
     @property
     def is_whole(self) -> bool:
@@ -91,7 +123,8 @@ class Record(Discreet, Struct, frozen=True):
 
     def row(self, fields: dict[str, bytes] | None) -> Row:
         """For the caller."""
-        return Row(self.started_at, self.active_at, self.gone_at, self.belongs_to, self.record_tag, fields)
+        assert self.life is not None
+        return self.life.row(fields)
 
     def heads(self) -> dict[Part, LogHead]:
         """Where all logs stand."""
@@ -104,8 +137,43 @@ class Record(Discreet, Struct, frozen=True):
 
 NOTHING = Record()
 
+
+class Rest(Discreet, Struct, array_like=True, frozen=True):
+    """What a record keeps of a life beside what it is found by."""
+
+    lifetime: Lifetime
+    own: dict[str, int | None]
+    ended_at: int | None
+    expires_at: int | None
+    counters: dict[str, int]
+    amendments: bytes
+    """The ids of the last ones, 8 bytes each."""
+    fields_tag: bytes
+    """Empty if it is the record's."""
+
+
+_rest_decoder = msgspec.msgpack.Decoder(Rest)
+
+
+def encode_rest(life: Life, fields_tag: bytes) -> bytes:
+    """As it is stored."""
+    return msgspec.msgpack.encode(
+        Rest(
+            life.lifetime,
+            life.own,
+            life.course.ended_at,
+            life.course.expires_at,
+            life.counters,
+            b"".join(life.amendments),
+            b"" if fields_tag == life.record_tag else fields_tag,
+        )
+    )
+
+
 _TO_SWEEP_FIRST = 7 * 86_400
 """Seconds that a record stays after everything else of its session."""
+_PARTS_TOO_EARLY = 24
+"""Of the time that a session has left, this part is how much too early it may be in the index of what may run out."""
 NEVER = 253_402_300_799
 """The TTL of a record that is to stay, the end of the year 9999. None is without one, so setting one needs no look."""
 
@@ -132,19 +200,36 @@ def read_record(key: Key, item: Item | None) -> Record:
     if "c" not in item:
         return Record(**common)
     changes = decode_changes(item["d"]["B"])
+    rest = _rest_decoder.decode(item["y"]["B"])
+    life = _read_life(item, rest)
     return Record(
-        life=Life(item["l"]["B"]),
+        names=Names(item["l"]["B"]),
         commits=CommitRing(item["c"]["B"], int(item["v"]["N"])),
         parts=Parts(has_fields=changes.has_fields) if changes.directory else changes.onto(Parts()),
         changes=changes,
-        started_at=int(item["s"]["N"]),
-        active_at=keys.active_at(item["a"]["B"]),
-        gone_at=_int(item, "g"),
+        life=life,
+        rest=item["y"]["B"],
+        fields_tag=rest.fields_tag or life.record_tag,
+        runs_out_at=_int(item, "w"),
         stays_until=_int(item, "h"),
-        record_tag=item["m"]["B"],
-        belongs_to=item["b"]["S"] if "b" in item else None,
         stage=_bytes(item, "st"),
         **common,
+    )
+
+
+def _read_life(item: Item, rest: Rest) -> Life:
+    gone_at = _int(item, "g")
+    ends_at = int(item["e"]["N"]) if "e" in item else gone_at
+    idle_at = int(item["i"]["N"]) if "i" in item else ends_at
+    return Life(
+        course=Course(int(item["s"]["N"]), int(item["a"]["N"]), rest.ended_at, rest.expires_at),
+        stamps=Stamps(idle_at, ends_at, gone_at),
+        lifetime=rest.lifetime,
+        own=rest.own,
+        record_tag=item["m"]["B"],
+        belongs_to=item["b"]["S"] if "b" in item else None,
+        counters=rest.counters,
+        amendments=[rest.amendments[at : at + 8] for at in range(0, len(rest.amendments), 8)],
     )
 
 
@@ -194,28 +279,48 @@ class Change:
 
     # ------------------------------------------------------------------------------------------------- of a record
 
-    def write(self, key: Key, record: Record, *, moves_the_end: bool = True) -> Change:
-        """Everything of a record that goes with its life, but for the stage."""
-        user = record.belongs_to
-        if moves_the_end:
-            self.set("g", optional(record.gone_at))
-        self.set("f", number(FORMAT))
+    def write(self, key: Key, record: Record) -> Change:
+        """Everything of a record that goes with its life, but for its times and the stage."""
+        life = record.life
+        assert life is not None
+        self.set("f", number(FORMAT)).set("l", binary(record.names.id))
         self.set("v", number(record.commits.revision)).set("c", binary(record.commits.ids))
-        self.set("l", binary(record.life.id)).set("d", binary(encode(record.changes)))
-        self.set("s", number(record.started_at)).set("h", optional(record.stays_until))
-        self.set("m", binary(record.record_tag))
-        stays_until = None if record.gone_at is None else record.stays_until
-        self.set("x", number(NEVER if stays_until is None else stays_until + _TO_SWEEP_FIRST))
+        self.set("s", number(life.course.started_at)).set("t", {"S": keys.tenant_shard(key)})
+        user = life.belongs_to
         self.set("b", None if user is None else {"S": user})
-        self.set("a", binary(keys.place(Cursor(record.active_at, key.id))))
-        self.set("t", {"S": keys.tenant_shard(key)})
         self.set("u", None if user is None else {"S": keys.user_index(key.tenant, key.kind, user)})
         spelt = keys.spelt_out(key)
-        return self if spelt is None else self.set("n", binary(msgspec.msgpack.encode(spelt)))
+        if spelt is not None:
+            self.set("n", binary(msgspec.msgpack.encode(spelt)))
+        return self.write_record(record)
+
+    def write_record(self, record: Record) -> Change:
+        """What an amendment may change, but for the times."""
+        life = record.life
+        assert life is not None
+        self.set("d", binary(encode(record.changes)))
+        self.set("m", binary(life.record_tag)).set("y", binary(record.rest))
+        self.set("a", number(life.course.active_at)).set("h", optional(record.stays_until))
+        stays_until = None if record.gone_at is None else record.stays_until
+        return self.set("x", number(NEVER if stays_until is None else stays_until + _TO_SWEEP_FIRST))
+
+    def times(self, record: Record) -> Change:
+        """When it idles, ends, and goes."""
+        assert record.life is not None
+        idle_at, ends_at, gone_at = record.life.stamps
+        self.set("i", None if idle_at == ends_at else optional(idle_at))
+        self.set("e", None if ends_at == gone_at else optional(ends_at))
+        return self.set("g", optional(gone_at)).set("w", optional(record.runs_out_at))
+
+    def as_found(self, record: Record) -> str:
+        """The condition that nobody has committed or amended since a record was read."""
+        self.given(was=binary(record.commits.ids), rest_was=binary(record.rest))
+        return "c = :was AND y = :rest_was"
 
     def end_life(self) -> Change:
         """The reverse: the key is absent then."""
-        return self.remove("f", "v", "c", "l", "d", "s", "g", "h", "m", "b", "a", "t", "u", "n", "st")
+        self.remove("f", "v", "c", "l", "d", "s", "a", "i", "e", "g", "w", "m", "y", "h", "b", "n", "t", "u")
+        return self.remove("st")
 
     def lease(self, held: Held | None) -> Change:
         """The lease."""
@@ -229,6 +334,19 @@ class Change:
         self.values[":x"] = number(seconds)
         self._clauses["SET"].append("x = if_not_exists(x, :x)")
         return self
+
+
+def runs_out_at(life: Life, known: int | None, now: int) -> int | None:
+    """Under which time a session belongs into the index of what may have run out; None: it does not.
+
+    A time that is there already and not much too early will do: to write another with every turn would cost as much as
+    the other indexes do. Who comes by there too early, moves it on.
+    """
+    ends_at, gone_at = life.stamps.ends_at, life.stamps.gone_at
+    if life.course.ended_at is not None or ends_at is None or ends_at == gone_at:
+        return None
+    will_do = known is not None and now < known <= ends_at < known + (ends_at - now) / _PARTS_TOO_EARLY
+    return known if will_do else ends_at
 
 
 class Deletion(Discreet, Struct, array_like=True, frozen=True):

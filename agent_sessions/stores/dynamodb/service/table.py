@@ -5,20 +5,36 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 from agent_sessions.errors import StoreUnavailableError
 from agent_sessions.stores.dynamodb.service.requests import Requests
 
 logger = logging.getLogger("agent_sessions")
 
-BY_TENANT = "by_tenant"
-BY_USER = "by_user"
 TTL_ATTRIBUTE = "x"
 
-_KEY_TYPES = {"p": "S", "k": "B", "t": "S", "u": "S", "a": "B"}
-_INDEX_KEYS = {BY_TENANT: ("t", "a"), BY_USER: ("u", "a")}
-_PROJECTED = ["g", "n"]
+
+class Index(NamedTuple):
+    """An index: of the records alone, since only they have its keys."""
+
+    name: str
+    partition: str
+    sort: str
+    projected: Sequence[str]
+    """What moves in an index costs a write; what is here and changes, costs one, too."""
+
+
+_TIMES = ["e", "g", "i", "n"]
+TENANT_BY_ACTIVITY = Index("by_tenant", "t", "a", _TIMES)
+USER_BY_ACTIVITY = Index("by_user", "u", "a", _TIMES)
+TENANT_BY_START = Index("by_tenant_start", "t", "s", ["n"])
+USER_BY_START = Index("by_user_start", "u", "s", ["n"])
+RUNNING_OUT = Index("by_end", "t", "w", ["n"])
+
+_INDEXES = (TENANT_BY_ACTIVITY, USER_BY_ACTIVITY, TENANT_BY_START, USER_BY_START, RUNNING_OUT)
+_KEY_TYPES = {"p": "S", "k": "B", "t": "S", "u": "S", "a": "N", "s": "N", "w": "N"}
 _READY_S = 60.0
 _POLL_S = 0.5
 
@@ -34,11 +50,11 @@ def definition(table: str) -> dict[str, Any]:
         "KeySchema": _schema("p", "k"),
         "GlobalSecondaryIndexes": [
             {
-                "IndexName": index,
-                "KeySchema": _schema(*names),
-                "Projection": {"ProjectionType": "INCLUDE", "NonKeyAttributes": _PROJECTED},
+                "IndexName": index.name,
+                "KeySchema": _schema(index.partition, index.sort),
+                "Projection": {"ProjectionType": "INCLUDE", "NonKeyAttributes": list(index.projected)},
             }
-            for index, names in _INDEX_KEYS.items()
+            for index in _INDEXES
         ],
     }
 
@@ -186,9 +202,9 @@ def _problems(table: dict[str, Any]) -> list[str]:
         expected, found = _keys(index["KeySchema"], _KEY_TYPES), _keys(indexes[name]["KeySchema"], types)
         if found != expected:
             problems.append(f"the key of the index {name!r} is {found} instead of {expected}")
-        projection = indexes[name]["Projection"]
-        if projection["ProjectionType"] != "ALL" and not {*_PROJECTED} <= {*projection.get("NonKeyAttributes", [])}:
-            problems.append(f"the index {name!r} does not hold the attributes {_PROJECTED}")
+        projection, projected = indexes[name]["Projection"], index["Projection"]["NonKeyAttributes"]
+        if projection["ProjectionType"] != "ALL" and not {*projected} <= {*projection.get("NonKeyAttributes", [])}:
+            problems.append(f"the index {name!r} does not hold the attributes {projected}")
     return problems
 
 
