@@ -464,8 +464,7 @@ async def test_a_store_that_takes_no_activations_does_not_stop_runs(make_manager
     assert await runs_of(manager) == 1
 
 
-async def test_the_last_hundred_activations_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("random.random", lambda: 0.0)
+async def test_the_last_hundred_activations_are_kept() -> None:
     runner = Runner(SessionManager(MemoryStore()))
     for _ in range(130):
         last = await runner.run(count, "s", "Hi")

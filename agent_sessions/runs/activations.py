@@ -3,31 +3,32 @@
 from __future__ import annotations
 
 import logging
-import random
 import secrets
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
-from typing import Any, Literal
+from functools import partial
+from typing import Any, Literal, NamedTuple
 
 import pydantic
 
 from .. import codec
-from ..errors import SessionError
+from ..background import spawn
+from ..errors import SessionError, SessionNotFoundError
+from ..lifecycle.users import UserKeys
 from ..manager import SessionManager
 from ..record import as_time
-from ..stores.base import Commit, Key, Row, Wanted
+from ..stores.base import Commit, Key, Row, Version, Wanted
 from ..stores.lifetime import Lifetime
 from ..turns.leases import new_owner
+from . import pruning
 
 logger = logging.getLogger("agent_sessions")
 
 ActivationStatus = Literal["RUNNING", "PAUSED", "COMPLETE", "FAILED", "CANCELLED", "ABANDONED"]
 SkillStatus = Literal["RUNNING", "COMPLETE", "FAILED", "CANCELLED"]
 
-KEPT_PER_SESSION = 100
 MAX_TEXT_BYTES = 16 * 2**10
 
-_PRUNE_CHANCE = 1 / 16
 _FIELD = "activation"
 _TIMES = ("start", "end")
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
@@ -58,7 +59,8 @@ class Activation:
     user_id: str | None = None
     parent_activation_id: str | None = None
     payload: Any = field(default=None, repr=False)
-    """What the agent was given; cut to 16 KiB."""
+    """What the agent was given; cut to 16 KiB. None of a run that failed before there was a session of its user: an
+    erasure of the user could not find it."""
     response: Any = field(default=None, repr=False)
     """What it answered; cut to 16 KiB."""
     cut: bool = False
@@ -72,30 +74,53 @@ class Activation:
         return self.activation_id
 
 
+class Started(NamedTuple):
+    """A running activation: the owner of its lease, and the version at which it was written; None: it could not be."""
+
+    owner: str
+    version: Version | None
+
+
 class Activations:
     """Keeps the activations of a manager's sessions, beside them: writing one never touches its session.
 
     A running activation holds the lease of its own record, renewed while its process lives. One that says RUNNING
-    without it is ABANDONED.
+    without it is ABANDONED. One that was deleted, with its session, is not made again when the run ends.
     """
 
     def __init__(self, manager: SessionManager) -> None:
         self._manager = manager
 
-    async def start(self, activation: Activation) -> str:
-        """Write a run that begins; returns the owner of its lease. What goes wrong is logged, not raised."""
-        owner = new_owner()
-        key = _key(activation)
-        if await self._write(activation, owner, hold_ms=self._manager.lease_ms):
-            self._manager.leases.hold(key, owner)
-        return owner
+    async def start(self, activation: Activation) -> Started:
+        """Write a run that begins. What goes wrong is logged, not raised."""
+        started = Started(new_owner(), None)
+        started = await self._write(activation, started, hold_ms=self._manager.lease_ms)
+        if started.version is not None:
+            self._manager.leases.hold(_key(activation), started.owner)
+        return started
 
-    async def finish(self, activation: Activation, owner: str) -> None:
+    async def finish(self, activation: Activation, started: Started) -> None:
         """Write how it ended. What goes wrong is logged, not raised: the run's own outcome counts."""
-        self._manager.leases.drop(owner)
-        await self._write(activation, owner, hold_ms=None)
-        if random.random() < _PRUNE_CHANCE:
-            await self._prune(activation.tenant_id, activation.session_id)
+        self._manager.leases.drop(started.owner)
+        await self._write(activation, started, hold_ms=None)
+        tenant_id, session_id = activation.tenant_id, activation.session_id
+        old = pruning.ledger_of(self._manager).note(tenant_id, session_id, activation.activation_id)
+        look = pruning.is_time_to_look()
+        if old or look:
+            spawn(partial(pruning.remove, self._manager.store, tenant_id, session_id, old, look=look))
+
+    async def settle(self, activation: Activation, started: Started, seen: Row | None) -> None:
+        """Write how a run ended that has stored nothing by itself: its session, as it was seen, may be gone by now."""
+        try:
+            kept = await self._kept(activation, seen)
+            if kept is None:
+                self._manager.leases.drop(started.owner)
+                await self._manager.store.delete(_key(activation), secrets.token_bytes(8))
+                return
+        except Exception as error:
+            kept = _without_text(activation)  # who knows
+            logger.warning("session %r could not be looked at: %s", activation.session_id, _named(error))
+        await self.finish(kept, started)
 
     async def get(self, tenant_id: str, activation_id: str) -> Activation | None:
         """The activation of this id, or None."""
@@ -109,40 +134,43 @@ class Activations:
 
     async def of_session(self, tenant_id: str, session_id: str, limit: int) -> list[Activation]:
         """The session's activations, the newest first."""
+        limit = min(limit, pruning.KEPT)
         page = await self._manager.store.find(tenant_id, "run", belongs_to=session_id, limit=limit)
         found = [_decoded(place.row) for place in page.found]
         checked = [await self.get(tenant_id, one.activation_id) if one.status == "RUNNING" else one for one in found]
         return sorted((one for one in checked if one is not None), key=lambda one: one.start, reverse=True)
 
-    async def _write(self, activation: Activation, owner: str, hold_ms: int | None) -> bool:
+    async def _write(self, activation: Activation, started: Started, hold_ms: int | None) -> Started:
         try:
             commit = Commit(
                 id=secrets.token_bytes(8),
-                owner=owner,
-                expected=None,
+                owner=started.owner,
+                expected=started.version,
                 hold_ms=hold_ms,
                 lifetime=Lifetime(ttl_ms=self._manager.ttl_ms),
                 belongs_to=activation.session_id,
                 fields={_FIELD: codec.encode(_fields(activation))},
             )
-            await self._manager.store.commit(_key(activation), commit)
+            committed = await self._manager.store.commit(_key(activation), commit)
+        except SessionNotFoundError:
+            return started  # it was deleted meanwhile
         except Exception as error:
             logger.warning("activation %s could not be written: %s", activation.activation_id, _named(error))
-            return False
-        return True
+            return started
+        return started._replace(version=committed.version)
 
-    async def _prune(self, tenant_id: str, session_id: str) -> None:
-        store = self._manager.store
-        try:
-            newest = await store.find(tenant_id, "run", belongs_to=session_id, limit=KEPT_PER_SESSION)
-            while newest.next is not None:
-                newest = await store.find(
-                    tenant_id, "run", belongs_to=session_id, limit=KEPT_PER_SESSION, cursor=newest.next
-                )
-                for place in newest.found:
-                    await store.delete(Key(tenant_id, "run", place.id), secrets.token_bytes(8))
-        except Exception as error:
-            logger.warning("old activations of session %r could not be removed: %s", session_id, _named(error))
+    async def _kept(self, activation: Activation, seen: Row | None) -> Activation | None:
+        """What may be kept of a run whose session was seen so; None: nothing, since that was deleted meanwhile."""
+        store, user_id = self._manager.store, activation.user_id
+        key = Key(activation.tenant_id, "session", activation.session_id)
+        row = (await store.open(key, wanted=Wanted(values=False))).row
+        if seen is not None and (row is None or row.started_at != seen.started_at):
+            return None
+        if user_id is None or (row is not None and row.belongs_to == user_id):
+            return activation
+        if await UserKeys(store, activation.tenant_id, self._manager.lease_ms).is_erased(user_id):
+            return None
+        return activation if activation.status in ("COMPLETE", "PAUSED") else _without_text(activation)
 
 
 def bounded(value: Any) -> tuple[Any, bool]:
@@ -157,6 +185,10 @@ def bounded(value: Any) -> tuple[Any, bool]:
     except SessionError:
         pass  # not storable as it is: a text stands in
     return bounded(_text_of(value))[0], True
+
+
+def _without_text(activation: Activation) -> Activation:
+    return replace(activation, payload=None, response=None)
 
 
 def _text_of(value: Any) -> str:

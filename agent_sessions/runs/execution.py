@@ -13,13 +13,15 @@ from typing import Any, Protocol
 
 from msgspec import Struct
 
+from ..auth import acting
 from ..background import finished
 from ..errors import InvalidError, RunPausedError, SessionError, TurnClosedError
 from ..identifiers import MAX_CONVERSATION_BYTES, check_conversation, check_id
 from ..manager import SessionManager
 from ..session import Session
+from ..stores.base import Row
 from ..turns.turn import CommitMode
-from .activations import Activation, Activations, ActivationStatus, bounded
+from .activations import Activation, Activations, ActivationStatus, Started, bounded
 from .adapters import Adapter, Call, Outcome, Pending, adapter_for
 from .context import Running, conversation_of, current_run, is_in_skill, running
 
@@ -165,7 +167,10 @@ class Execution:
 
 @asynccontextmanager
 async def executing(manager: SessionManager, hooks: Sequence[Hook], request: Request) -> AsyncIterator[Execution]:
-    """Open the turn of a run and write its activation beside it; commit, and finish the activation, at the end."""
+    """Open the turn of a run and write its activation beside it; commit, and finish the activation, at the end.
+
+    The activation is there before the turn is committed: so whoever deletes the session afterwards finds both.
+    """
     adapter = adapter_for(request.agent)
     parent = current_run()
     activation = _started(manager, adapter, request, parent)
@@ -179,10 +184,13 @@ async def executing(manager: SessionManager, hooks: Sequence[Hook], request: Req
         commit=request.commit,
         logs={(adapter.framework, name): None for name in adapter.logs(thread)},
     )
+    is_inside = manager.joined(activation.session_id) is not None
     starting = await _starting(activations, activation, manager.store.never_waits)
     execution: Execution | None = None
+    seen: Row | None = None
     try:
         async with opening as session:
+            seen, activation.user_id = session._open_turn().image.row, session.user_id
             call = Call(
                 agent=request.agent,
                 agent_name=activation.agent_name,
@@ -203,6 +211,7 @@ async def executing(manager: SessionManager, hooks: Sequence[Hook], request: Req
             activation.status = "PAUSED" if execution.outcome.pending else "COMPLETE"
             activation.response, cut = bounded(execution.outcome.output)
             activation.cut = activation.cut or cut
+            await asyncio.shield(starting)
     except BaseException as error:
         if execution is None or not execution.is_stored:  # else cancelled in its commit, which went on to its end
             cancelled = isinstance(error, asyncio.CancelledError | StreamForgottenError)
@@ -213,20 +222,31 @@ async def executing(manager: SessionManager, hooks: Sequence[Hook], request: Req
         if parent is None and execution is not None:
             execution.call.session.volatile.clear()
         activation.end = datetime.now(UTC)
-        await finished(lambda: _finish(activations, activation, starting))
+        has_stored = not is_inside and activation.status in ("COMPLETE", "PAUSED")
+        await finished(lambda: _finish(activations, activation, starting, has_stored, seen))
 
 
-async def _starting(activations: Activations, activation: Activation, never_waits: bool) -> asyncio.Future[str]:
+async def _starting(activations: Activations, activation: Activation, never_waits: bool) -> asyncio.Future[Started]:
     """Write the activation beside the opening of the turn; right now, if that never waits."""
     if not never_waits:
         return asyncio.ensure_future(activations.start(activation))
-    started: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+    started: asyncio.Future[Started] = asyncio.get_running_loop().create_future()
     started.set_result(await activations.start(activation))
     return started
 
 
-async def _finish(activations: Activations, activation: Activation, starting: asyncio.Future[str]) -> None:
-    await activations.finish(activation, await asyncio.shield(starting))
+async def _finish(
+    activations: Activations,
+    activation: Activation,
+    starting: asyncio.Future[Started],
+    has_stored: bool,
+    seen: Row | None,
+) -> None:
+    started = await asyncio.shield(starting)
+    if has_stored:
+        await activations.finish(activation, started)
+    else:
+        await activations.settle(activation, started, seen)
 
 
 def _started(manager: SessionManager, adapter: Adapter, request: Request, parent: Running | None) -> Activation:
@@ -241,7 +261,7 @@ def _started(manager: SessionManager, adapter: Adapter, request: Request, parent
         framework=adapter.framework,
         status="RUNNING",
         start=datetime.now(UTC),
-        user_id=None if request.user_id is None else check_id(request.user_id, "user_id"),
+        user_id=acting(manager.store).user_id if request.user_id is None else check_id(request.user_id, "user_id"),
         parent_activation_id=None if parent is None else parent.activation.activation_id,
         payload=payload,
         cut=cut,
