@@ -479,7 +479,7 @@ class SessionManager(Lifecycle):
             await self._unless_erased(turn.key, user_id)
         if turn.has_made:
             self._listeners.tell("created", turn.key, user_id=user_id)
-        self._listeners.tell("turn_committed", turn.key, user_id=user_id, revision=turn.image.version.revision)
+        self._listeners.tell("turn_committed", turn.key, user_id=user_id, revision=turn.image.revision)
 
     async def _discard(self, turn: Turn) -> None:
         await turn.discard()

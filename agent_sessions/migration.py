@@ -37,8 +37,8 @@ from .errors import (
     StoreUnavailableError,
 )
 from .identifiers import DEFAULT_TENANT
-from .stores.base import Key, Kind, LeaseWanted, Opened, Row, Store, Wanted
-from .stores.whole import Whole, read_whole
+from .stores.base import CollectionChange, Commit, Key, Kind, LeaseWanted, Opened, Row, Store, Wanted
+from .stores.whole import Whole, own_counters, read_whole
 from .turns.commits import Traffic, store_commit, store_delete
 
 PAGE_KEYS = 100
@@ -71,6 +71,7 @@ Outcome = Literal["copied", "updated", "same", "gone", "differs", "in_use", "fai
 
 _UNFINISHED: frozenset[Outcome] = frozenset(("differs", "in_use", "failed"))
 _NOT_COPIED = frozenset((Key(DEFAULT_TENANT, "system", "rekey"),))  # how far a rekey of that very store is
+_JOINED = frozenset((Key(DEFAULT_TENANT, "system", "tenants"),))  # lists that every process adds to
 _TRIES = 5
 _HALF = 4
 _LONGEST_NAP_S = 1.0
@@ -244,6 +245,8 @@ class _Run:
             await uncancelled(self._source.release(key, owner))
 
     async def _copy(self, key: Key, seen: Opened) -> _End:
+        if key in _JOINED:
+            return await self._join(key, seen)
         for _ in range(_TRIES):
             there = await self._target.open(key, wanted=Wanted(values=False))
             if not self._verify and _is_copy(there, key, seen):
@@ -251,9 +254,7 @@ class _Run:
             whole = await read_whole(self._source, key, seen)
             if whole is None:
                 return "gone", ""
-            for what, data in whole.content.pieces():
-                if (problem := unreadable(data)) is not None:
-                    return "failed", f"{what}: {problem.message}"
+            _refuse_unreadable(whole)
             if there.row is not None:
                 held = await read_whole(self._target, key, there)
                 if held is not None and held.content == whole.content:
@@ -275,10 +276,31 @@ class _Run:
                 seen = await self._source.open(key, wanted=Wanted(values=False))
         return "in_use", "it is written in the target all the time; run this again later"
 
+    async def _join(self, key: Key, seen: Opened) -> _End:
+        """Add the entries that the target does not have."""
+        whole, there = await read_whole(self._source, key, seen), await read_whole(self._target, key)
+        if whole is None:
+            return "gone", ""
+        _refuse_unreadable(whole)
+        held = {} if there is None else there.content.collections
+        missing = {
+            part: CollectionChange(
+                entries={name: data for name, data in entries.items() if name not in held.get(part, {})}
+            )
+            for part, entries in whole.content.collections.items()
+        }
+        if not any(change.entries for change in missing.values()):
+            return "same", ""
+        if not self._progress.dry_run:
+            commit = Commit(id=secrets.token_bytes(8), owner=_new_owner(), expected=None, collections=missing)
+            await store_commit(self._target, key, commit, LEASE_MS, Traffic())
+        return ("copied" if there is None else "updated"), ""
+
     async def _put(self, key: Key, whole: Whole, there: Opened) -> _End:
         """Write a copy, and read it back."""
         lifetime = whole.row.lifetime
-        commit = whole.content.commit(lifetime, id=_commit_id(key, whole))
+        commits_before = whole.commits if key.kind == "session" else 0
+        commit = whole.content.commit(lifetime, commits_before=commits_before, id=_commit_id(key, whole))
 
         async def write() -> None:
             if there.row is not None:
@@ -311,6 +333,12 @@ class _Run:
             await store_delete(self._target, key, LEASE_MS)
         finally:
             await self._target.release(key, owner)
+
+
+def _refuse_unreadable(whole: Whole) -> None:
+    for what, data in whole.content.pieces():
+        if (problem := unreadable(data)) is not None:
+            raise type(problem)(f"{what}: {problem.message}")
 
 
 def _done(there: Opened) -> Outcome:
@@ -350,7 +378,7 @@ def _state(key: Opened | Whole) -> tuple[object, ...]:
 
 def _events(row: Row) -> tuple[object, ...]:
     """What changes in a record without its tag. None of it is a secret, as its fields may be."""
-    return row.course, row.belongs_to, sorted(row.own.items()), sorted(row.counters.items())
+    return row.course, row.belongs_to, sorted(row.own.items()), sorted(own_counters(row).items())
 
 
 def _hashed(*parts: object) -> bytes:

@@ -8,6 +8,7 @@ from typing import Any
 
 from .stores.base import Found, Key, Lease, Opened, Row
 from .stores.lifetime import Status
+from .stores.whole import commits_seen
 from .turns.image import Image
 from .turns.values import decode_field
 
@@ -108,7 +109,7 @@ def record_from(key: Key, row: Row, revision: int, now: int) -> SessionRecord:
         time_remaining=None if row.ends_at is None else timedelta(milliseconds=max(0, row.ends_at - now)),
         message_count=row.counters.get(MESSAGES, 0),
         memory_count=row.counters.get(MEMORIES, 0),
-        revision=revision,
+        revision=commits_seen(revision, row),
         forked_from=fields.get("forked_from"),
     )
 

@@ -299,7 +299,7 @@ class Session(Namespace):
     def revision(self) -> int:
         """How many commits the session has seen; 0 for a new one."""
         turn = self._turn or self._last
-        return 0 if turn is None else turn.image.version.revision
+        return 0 if turn is None else turn.image.revision
 
     def __repr__(self) -> str:
         return f"Session({self.id!r})"

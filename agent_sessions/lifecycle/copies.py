@@ -8,7 +8,7 @@ of the document; `document_schema` makes it.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Any, Final, Literal
+from typing import Annotated, Any, Final, Literal, NamedTuple
 
 import msgspec
 from msgspec import UNSET, Meta, Struct, UnsetType, field
@@ -19,7 +19,7 @@ from ..errors import FormatTooNewError, InvalidError, SessionError
 from ..identifiers import check_collection_key, check_id, check_name
 from ..stores.base import Key, Part
 from ..stores.lifetime import Course
-from ..stores.whole import Content, flat
+from ..stores.whole import Content, Whole, flat
 
 FORMAT: Final = "agent-sessions/session/1"
 
@@ -51,6 +51,7 @@ class Record(Struct, forbid_unknown_fields=True):
     session_id: str
     started_at: Time
     active_at: Time
+    revision: Annotated[int, Meta(ge=0, le=2**53, description="How many commits it has seen.")] = 0
     user_id: str | None = None
     ended_at: Time | None = None
     expires_at: Time | None = None
@@ -75,27 +76,44 @@ def document_schema() -> dict[str, Any]:
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": FORMAT, **schema}
 
 
-def to_json(key: Key, content: Content) -> dict[str, Any]:
+def to_json(key: Key, whole: Whole) -> dict[str, Any]:
     """A session as what `json.dumps` takes.
 
     Raises:
         DecryptionError: Something of it can't be decrypted here.
     """
+    content = whole.content
     for what, data in content.pieces():
         if (problem := unreadable(data)) is not None:
             raise type(problem)(f"session {key.id!r} can't be exported: {what}: {problem.message}", field=what)
     started_at, active_at, ended_at, expires_at = content.course
-    own = msgspec.convert(content.own, Own)
     record = Record(
-        key.id, started_at, active_at, content.belongs_to, ended_at, expires_at, own, content.counters, content.fields
+        session_id=key.id,
+        started_at=started_at,
+        active_at=active_at,
+        revision=whole.commits,
+        user_id=content.belongs_to,
+        ended_at=ended_at,
+        expires_at=expires_at,
+        own=msgspec.convert(content.own, Own),
+        counters=content.counters,
+        fields=content.fields,
     )
     document = Document(FORMAT, record, _nested(content.values), _nested(content.logs), _nested(content.collections))
     exported: dict[str, Any] = msgspec.to_builtins(document)
     return exported
 
 
-def from_json(data: object) -> tuple[str, Content]:
-    """The session in what `json.loads` gave: its id, and what it holds.
+class Imported(NamedTuple):
+    """The session in a document."""
+
+    session_id: str
+    revision: int
+    content: Content
+
+
+def from_json(data: object) -> Imported:
+    """The session in what `json.loads` gave.
 
     Raises:
         InvalidError: `INVALID_DOCUMENT`: it is none; `field` says what is wrong.
@@ -121,7 +139,7 @@ def from_json(data: object) -> tuple[str, Content]:
         _check(content)
     except InvalidError as error:
         raise _invalid(error.message, error.field or "data") from None
-    return record.session_id, content
+    return Imported(record.session_id, record.revision, content)
 
 
 def _check_format(data: object) -> None:

@@ -17,7 +17,7 @@ from ..errors import (
 )
 from ..record import SessionRecord
 from ..stores.base import Key
-from ..stores.whole import Content, read_whole
+from ..stores.whole import Content, Whole, read_whole
 from ..turns.commits import Traffic, store_commit
 from .copies import from_json, to_json
 from .tenant import TenantSessions
@@ -37,11 +37,12 @@ class Copying(TenantSessions):
             SessionExistsError: There is one of the new id.
             SessionConflictError: Its user is being erased.
         """
-        content = await self._content(session_id)
+        whole = await self._whole(session_id)
+        content = whole.content
         content.fields["forked_from"] = codec.encode(session_id)
         content.fields.pop("end_reason", None)
         key = self._session_key(str(uuid.uuid4()) if new_id is None else new_id)
-        return await self._bring(key, content, as_new=True)
+        return await self._bring(key, content, whole.commits, as_new=True)
 
     async def export(self, session_id: str) -> dict[str, Any]:
         """A session with all its state, as a JSON document for `import_`.
@@ -50,7 +51,7 @@ class Copying(TenantSessions):
             SessionNotFoundError: There is none.
             DecryptionError: Something of it can't be decrypted here.
         """
-        return to_json(self._session_key(session_id), await self._content(session_id))
+        return to_json(self._session_key(session_id), await self._whole(session_id))
 
     async def import_(self, data: Mapping[str, Any], *, session_id: str | None = None) -> SessionRecord:
         """Make a session of what `export` gave, here or elsewhere: the same state byte for byte, and as old.
@@ -69,19 +70,19 @@ class Copying(TenantSessions):
             ForbiddenError: It belongs to another user than the one that is acting.
             CommitTooLargeError: The store can't take so much in one step.
         """
-        own_id, content = from_json(data)
+        own_id, revision, content = from_json(data)
         content.belongs_to = self._user(content.belongs_to)
         key = self._session_key(own_id if session_id is None else session_id)
-        return await self._bring(key, content, as_new=False)
+        return await self._bring(key, content, revision, as_new=False)
 
-    async def _content(self, session_id: str) -> Content:
+    async def _whole(self, session_id: str) -> Whole:
         whole = await read_whole(self.store, await self._owned(session_id))
         if whole is None:
             raise SessionNotFoundError(f"there is no session {session_id!r}")
-        return whole.content
+        return whole
 
-    async def _bring(self, key: Key, content: Content, *, as_new: bool) -> SessionRecord:
-        commit = content.commit(await self._lifetime(), as_new=as_new)
+    async def _bring(self, key: Key, content: Content, revision: int, *, as_new: bool) -> SessionRecord:
+        commit = content.commit(await self._lifetime(), commits_before=revision, as_new=as_new)
         try:
             await finished(lambda: store_commit(self.store, key, commit, self.lease_ms, Traffic()))
         except (SessionConflictError, SessionEndedError, SessionExpiredError):

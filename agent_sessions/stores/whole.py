@@ -27,6 +27,9 @@ from .base import (
 )
 from .lifetime import Course, Lifetime
 
+COMMITS_BEFORE = "commits_before"
+"""The counter of a copy that says how many commits its original had seen: a session's revision goes on from there."""
+
 _TRIES = 20
 
 
@@ -62,11 +65,14 @@ class Content(Discreet, Struct):
         """The bytes of all pieces."""
         return sum(len(data) for _, data in self.pieces())
 
-    def commit(self, lifetime: Lifetime, *, as_new: bool = False, id: bytes | None = None) -> Commit:
+    def commit(
+        self, lifetime: Lifetime, *, commits_before: int = 0, as_new: bool = False, id: bytes | None = None
+    ) -> Commit:
         """The commit that makes a key of it, in one step, however large it is.
 
         Args:
             lifetime: The one in force there.
+            commits_before: How many commits the original has seen.
             as_new: It starts now, and has not ended; else it is as old as it is.
             id: The commit's. None: a new one.
         """
@@ -83,7 +89,7 @@ class Content(Discreet, Struct):
             logs={part: LogChange(append=items) for part, items in self.logs.items()},
             collections={part: CollectionChange(entries=dict(held)) for part, held in self.collections.items()},
             fields=dict(self.fields),
-            counters=self.counters,
+            counters={**self.counters, COMMITS_BEFORE: commits_before} if commits_before else self.counters,
         )
 
 
@@ -93,6 +99,21 @@ class Whole(Discreet, Struct):
     version: Version
     row: Row
     content: Content
+
+    @property
+    def commits(self) -> int:
+        """How many commits it has seen, those of what it is a copy of included."""
+        return commits_seen(self.version.revision, self.row)
+
+
+def commits_seen(revision: int, row: Row) -> int:
+    """How many commits a key has seen that is at this revision, those of what it is a copy of included."""
+    return revision + row.counters.get(COMMITS_BEFORE, 0)
+
+
+def own_counters(row: Row) -> dict[str, int]:
+    """The counters of a key, but for what only a copy has."""
+    return {name: number for name, number in row.counters.items() if name != COMMITS_BEFORE}
 
 
 async def read_whole(store: Store, key: Key, seen: Opened | None = None) -> Whole | None:
@@ -130,7 +151,7 @@ def _content(row: Row, opened: Opened, logs: list[Part], collections: list[Part]
         course=row.course,
         own=dict(row.own),
         belongs_to=row.belongs_to,
-        counters=row.counters,
+        counters=own_counters(row),
         fields=row.fields or {},
         values=flat(opened.values),
         logs={part: read.items for part, read in zip(logs, opened.logs, strict=True)},

@@ -19,6 +19,7 @@ from ..stores.base import (
     Version,
     Wanted,
 )
+from ..stores.whole import commits_seen
 from .logs import EMPTY_WINDOW, LogWindow
 
 MOST_ENTRIES = 512
@@ -40,6 +41,11 @@ class Image(Discreet, Struct, frozen=True):
     collections: Mapping[Part, int] = field(default_factory=dict)
     logs: Mapping[Part, LogWindow] = field(default_factory=dict)
     entries: Mapping[Part, Mapping[str, bytes | None]] = field(default_factory=dict)
+
+    @property
+    def revision(self) -> int:
+        """How many commits it has seen, those of what it is a copy of included."""
+        return self.version.revision if self.row is None else commits_seen(self.version.revision, self.row)
 
     @property
     def known(self) -> Known | None:
