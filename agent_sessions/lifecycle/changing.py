@@ -111,7 +111,7 @@ class Changing(TenantSessions):
         amend = Amend(id=secrets.token_bytes(8), activity=activity, lifetime=await self._lifetime())
         amended = await finished(lambda: store_amend(self.store, key, amend, self.lease_ms))
         self._listeners.tell("touched", key, user_id=amended.row.belongs_to)
-        return record_from(key, amended.row, 0, amended.now)
+        return record_from(key, amended.row, amended.revision, amended.now)
 
     async def _changed(self, session_id: str, change: Callable[[Row, int], Awaitable[dict[str, Any]]]) -> SessionRecord:
         """Amend by what follows from the record as it is; again, if it changed meanwhile."""
@@ -130,7 +130,7 @@ class Changing(TenantSessions):
                 amended = await finished(partial(store_amend, self.store, key, amend, self.lease_ms))
             except SessionConflictError:
                 continue
-            return record_from(key, amended.row, opened.version.revision, amended.now)
+            return record_from(key, amended.row, amended.revision, amended.now)
         raise SessionConflictError(f"the record of session {session_id!r} is changed too often to change it")
 
 

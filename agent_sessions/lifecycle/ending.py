@@ -67,7 +67,7 @@ class Ending(TenantSessions):
             raise InvalidError("REASON", f"reason must be one of {', '.join(_CHOSEN)}", field="reason")
         key = await self._owned(session_id)
         amended, _ = await self._end(key, reason)
-        return _summary(record_from(key, amended.row, 0, amended.now))
+        return _summary(record_from(key, amended.row, amended.revision, amended.now))
 
     async def end_all(self, user_id: str | None = None, *, except_session_id: str | None = None) -> EndedSessions:
         """End all of the user's sessions, but one that is kept (log out everywhere else)."""

@@ -330,6 +330,8 @@ class Amended(Discreet, Struct, frozen=True):
     """The row after it, with fields."""
     changed: bool
     """False: it was repeated, or the key was ended before."""
+    revision: int = 0
+    """How many commits the key has seen."""
 
 
 CommitStatus = Literal["stored", "not_stored", "unknown"]

@@ -2,59 +2,81 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import threading
 import time
 from collections import OrderedDict
+from collections.abc import Callable
 from weakref import WeakSet
 
+from .. import background
 from ..stores.base import Key
 from .image import NOTHING, Image
 
 MOST_SECONDS = 300.0
-"""An image not used for so long is dropped: what is erased elsewhere does not stay here."""
+"""An image that was not checked for so long is not kept: what is erased elsewhere does not stay here."""
+
+SWEEP_SECONDS = 30.0
+"""How often that is looked after, while anything is cached."""
 
 _caches: WeakSet[ImageCache] = WeakSet()
+_lock = threading.Lock()
+_sweeping = False
 
 
 class ImageCache:
-    """Keeps the most recently used images, bounded by their number and by their bytes. Thread-safe."""
+    """Keeps the most recently checked images, bounded by their number, their bytes and their age. Thread-safe."""
 
-    def __init__(self, size: int = 256, max_bytes: int = 64 * 2**20) -> None:
+    def __init__(
+        self, size: int = 256, max_bytes: int = 64 * 2**20, *, clock: Callable[[], float] = time.monotonic
+    ) -> None:
         self._lock = threading.Lock()
         self._size = size
         self._max_bytes = max_bytes
+        self._clock = clock
         self._images: OrderedDict[Key, tuple[Image, int, float]] = OrderedDict()
         self._bytes = 0
-        _caches.add(self)
+        with _lock:
+            _caches.add(self)
+
+    def __len__(self) -> int:
+        return len(self._images)
 
     def get(self, key: Key) -> Image:
-        """The image of a key; an empty one if there is none."""
+        """The image of a key; an empty one if there is none, or it was not checked for too long."""
         with self._lock:
+            self._shrink()
             entry = self._images.get(key)
             return NOTHING if entry is None else entry[0]
 
     def put(self, key: Key, image: Image) -> None:
-        """Keep an image as the most recently used."""
+        """Keep an image that was checked just now."""
         with self._lock:
             self._drop(key)
             size = image.size
             if image.row is None or size > self._max_bytes:
                 return
-            self._images[key] = (image, size, time.monotonic())
+            self._images[key] = (image, size, self._clock())
             self._bytes += size
             self._shrink()
+        _start_sweeping()
 
     def drop(self, key: Key) -> None:
         """Forget a key."""
         with self._lock:
             self._drop(key)
 
-    def _shrink(self) -> None:
-        oldest_allowed = time.monotonic() - MOST_SECONDS
+    def sweep(self) -> None:
+        """Drop what would be too old before the next sweep."""
+        with self._lock:
+            self._shrink(SWEEP_SECONDS)
+
+    def _shrink(self, ahead: float = 0.0) -> None:
+        oldest_allowed = self._clock() + ahead - MOST_SECONDS
         while self._images:
-            key, (_, _, used) = next(iter(self._images.items()))
-            if len(self._images) <= self._size and self._bytes <= self._max_bytes and used >= oldest_allowed:
+            key, (_, _, checked) = next(iter(self._images.items()))
+            if len(self._images) <= self._size and self._bytes <= self._max_bytes and checked > oldest_allowed:
                 return
             self._drop(key)
 
@@ -64,7 +86,33 @@ class ImageCache:
             self._bytes -= entry[1]
 
 
+def _start_sweeping() -> None:
+    global _sweeping
+    with _lock:
+        start, _sweeping = not _sweeping, True
+    if start:
+        background.spawn(_sweep)
+
+
+async def _sweep() -> None:
+    """Sweep all caches of the process for as long as there is anything in them."""
+    while _sweep_once():
+        await asyncio.sleep(SWEEP_SECONDS)
+
+
+def _sweep_once() -> bool:
+    global _sweeping
+    with _lock:
+        caches = list(_caches)
+        for cache in caches:
+            cache.sweep()
+        _sweeping = any(map(len, caches))
+        return _sweeping
+
+
 def _after_fork() -> None:
+    global _lock, _sweeping
+    _lock, _sweeping = threading.Lock(), False
     for cache in list(_caches):  # whoever held a lock is not in this process
         cache._lock = threading.Lock()
         cache._images = OrderedDict()

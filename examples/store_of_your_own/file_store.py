@@ -197,7 +197,7 @@ class FileStore:
             changed = file.state.life.amend(amend, now, repr(key.id))
             if changed:
                 _merge(file.state.fields, amend.fields)
-            return base.Amended(now, file.state.life.row(file.state.fields), changed)
+            return base.Amended(now, file.state.life.row(file.state.fields), changed, file.state.version.revision)
 
         return await self._step(key, step)
 

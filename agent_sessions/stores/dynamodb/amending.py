@@ -81,9 +81,9 @@ class Amendments:
                     _, fields = await self._fields(place, found)
                     self._records.keep(place, found)
                     sent = tries > 0 and found.has_write(amend.id)  # it was this one, whose reply was lost
-                    return Amended(now, found.row(fields), sent)
+                    return Amended(now, found.row(fields), sent, found.commits.revision)
                 record, fields = await self._store(key, place, found, life, amend, now)
-                return Amended(now, record.row(fields), True)
+                return Amended(now, record.row(fields), True, record.commits.revision)
             except Refused as refused:
                 found, is_fresh = read_record(key, refused.item), True
             except Torn:

@@ -134,7 +134,7 @@ class MemoryStore:
                 _update(state.fields, amend.fields.items())
                 self._list(key, state)
                 self._schedule(key, slot)
-            return Amended(now, state.life.row(state.fields.copy()), changed)
+            return Amended(now, state.life.row(state.fields.copy()), changed, state.commits.revision)
 
     async def commit_status(self, key: Key, commit_id: bytes, *, since: Version) -> CommitStatus:
         """See `Store.commit_status`."""

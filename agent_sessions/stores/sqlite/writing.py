@@ -72,7 +72,7 @@ def amend(tx: Transaction, key: Key, amend: Amend) -> Amended:
         rows.save(tx, row)
     if changed and amend.fields:
         _change_fields(tx, row.k, amend.fields)
-    return Amended(tx.now, row.life.row(read_fields(tx, row.k)), changed)
+    return Amended(tx.now, row.life.row(read_fields(tx, row.k)), changed, row.revision)
 
 
 def delete(tx: Transaction, key: Key, write_id: bytes) -> bool:

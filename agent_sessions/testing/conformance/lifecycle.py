@@ -216,6 +216,7 @@ class Lifecycle(Harness):
         assert amended.changed
         assert amended.row.fields == {"f": b"2", "g": b"3"}
         assert amended.row.active_at == clock.now_ms()
+        assert amended.revision == opened.version.revision
         assert await version_of(store, key) == opened.version
         committed = await store.commit(key, change(expected=opened.version, lifetime=MADE, counters={"n": 1, "m": 1}))
         assert committed.row is not None
