@@ -96,7 +96,7 @@ def _start_sweeping() -> None:
 
 async def _sweep() -> None:
     """Sweep all caches of the process for as long as there is anything in them."""
-    while _sweep_once():
+    while _sweep_once():  # noqa: ASYNC110 - what it waits for is time
         await asyncio.sleep(SWEEP_SECONDS)
 
 
