@@ -188,6 +188,7 @@ async def executing(manager: SessionManager, hooks: Sequence[Hook], request: Req
     starting = await _starting(activations, activation, manager.store.never_waits)
     execution: Execution | None = None
     seen: Row | None = None
+    has_stored = False
     try:
         async with opening as session:
             seen, activation.user_id = session._open_turn().image.row, session.user_id
@@ -212,9 +213,10 @@ async def executing(manager: SessionManager, hooks: Sequence[Hook], request: Req
             activation.response, cut = bounded(execution.outcome.output)
             activation.cut = activation.cut or cut
             await asyncio.shield(starting)
+        has_stored = not is_inside
     except BaseException as error:
-        if execution is None or not execution.is_stored:  # else cancelled in its commit, which went on to its end
-            cancelled = isinstance(error, asyncio.CancelledError | StreamForgottenError)
+        cancelled = isinstance(error, asyncio.CancelledError | StreamForgottenError)
+        if not cancelled or execution is None or not execution.is_stored:  # else its commit went on to its end
             activation.status = "CANCELLED" if cancelled else "FAILED"
             activation.error = error.code if isinstance(error, SessionError) else type(error).__name__
         raise
@@ -222,7 +224,6 @@ async def executing(manager: SessionManager, hooks: Sequence[Hook], request: Req
         if parent is None and execution is not None:
             execution.call.session.volatile.clear()
         activation.end = datetime.now(UTC)
-        has_stored = not is_inside and activation.status in ("COMPLETE", "PAUSED")
         await finished(lambda: _finish(activations, activation, starting, has_stored, seen))
 
 
