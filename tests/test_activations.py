@@ -12,7 +12,7 @@ import pytest
 from agent_sessions import Activation, MemoryStore, Runner, Session, SessionManager
 from agent_sessions.errors import SessionEndedError, SessionError
 from agent_sessions.runs.adapters import Call, Outcome
-from agent_sessions.stores.base import Commit, Committed, Key, Page, Store
+from agent_sessions.stores.base import Commit, Committed, Key, Kind, Page, Store
 from tests.fixtures import MakeManager, make_manager, manager
 from tests.support import Before, alone, until
 
@@ -249,6 +249,37 @@ async def test_whoever_deletes_among_runs_no_activation_is_left_without_its_sess
     for session_id in sessions:
         await managers[1].delete(session_id)
     assert await keys(managers[2]) == Counter()
+
+
+class Overtaken(Before):
+    """Does something once, after it has listed the activations of a session and before the caller goes on."""
+
+    work: Work | None = None
+
+    async def find(self, tenant: str, kind: Kind, **asked: Any) -> Page:
+        page = await self.inner.find(tenant, kind, **asked)
+        work = self.work if kind == "run" else None
+        if work is not None:
+            self.work = None
+            await work()
+        return page
+
+
+@pytest.mark.parametrize("by", ["session", "user"])
+async def test_a_run_between_two_steps_of_a_deletion_is_deleted_as_well(make_manager: MakeManager, by: str) -> None:
+    overtaken: list[Overtaken] = []
+
+    def wrapped(inner: Store) -> Overtaken:
+        overtaken.append(Overtaken(inner))
+        return overtaken[-1]
+
+    manager, other = make_manager(wrapped), make_manager()
+    await Runner(other).run(answer, "s", "1", user_id="u")
+    overtaken[0].work = lambda: Runner(other).run(answer, "s", "2")
+
+    await (manager.delete("s") if by == "session" else manager.delete_user("u"))
+    left = await keys(other)
+    assert left["run"] == left["session"]
 
 
 # --------------------------------------------------------------------------------------------------------- ended

@@ -114,10 +114,13 @@ class Erasing(TenantSessions):
         return existed
 
     async def _remove_with_activations(self, key: Key) -> list[str]:
-        """Remove the activations first: so a session that is left after a crash still leads to them."""
+        """Remove the activations first: so a session that is left after a crash still leads to them.
+
+        And again at last: those of runs that ended in between. What ends later finds its session gone.
+        """
         activations = await self._remove_activations(key)
         await self._remove(key)
-        return activations
+        return [*activations, *(await self._remove_activations(key))]
 
     async def _remove_activations(self, key: Key) -> list[str]:
         ids = await self._activations(key)
