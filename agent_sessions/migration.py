@@ -37,7 +37,7 @@ from .errors import (
     StoreUnavailableError,
 )
 from .identifiers import DEFAULT_TENANT
-from .stores.base import CollectionChange, Commit, Key, Kind, LeaseWanted, Opened, Row, Store, Wanted
+from .stores.base import CollectionChange, Commit, Key, Kind, LeaseWanted, Opened, Part, Row, Store, Wanted
 from .stores.whole import Whole, own_counters, read_whole
 from .turns.commits import Traffic, store_commit, store_delete
 
@@ -71,7 +71,7 @@ Outcome = Literal["copied", "updated", "same", "gone", "differs", "in_use", "fai
 
 _UNFINISHED: frozenset[Outcome] = frozenset(("differs", "in_use", "failed"))
 _NOT_COPIED = frozenset((Key(DEFAULT_TENANT, "system", "rekey"),))  # how far a rekey of that very store is
-_JOINED = frozenset((Key(DEFAULT_TENANT, "system", "tenants"),))  # lists that every process adds to
+_JOINED = frozenset((Key(DEFAULT_TENANT, "system", "tenants"),))  # a list that every process adds to
 _TRIES = 5
 _HALF = 4
 _LONGEST_NAP_S = 1.0
@@ -245,8 +245,6 @@ class _Run:
             await uncancelled(self._source.release(key, owner))
 
     async def _copy(self, key: Key, seen: Opened) -> _End:
-        if key in _JOINED:
-            return await self._join(key, seen)
         for _ in range(_TRIES):
             there = await self._target.open(key, wanted=Wanted(values=False))
             if not self._verify and _is_copy(there, key, seen):
@@ -255,11 +253,13 @@ class _Run:
             if whole is None:
                 return "gone", ""
             _refuse_unreadable(whole)
-            if there.row is not None:
-                held = await read_whole(self._target, key, there)
-                if held is not None and held.content == whole.content:
+            held = await read_whole(self._target, key, there)
+            if held is not None and key in _JOINED:
+                return await self._join(key, whole, held)
+            if held is not None:
+                if held.content == whole.content:
                     return "same", ""
-                is_older_copy = _is_untouched(there) and there.row.started_at == whole.row.started_at
+                is_older_copy = _is_untouched(there) and held.row.started_at == whole.row.started_at
                 if not is_older_copy and not self._overwrite:
                     return "differs", "something else has this id in the target"
             if self._progress.dry_run:
@@ -276,25 +276,19 @@ class _Run:
                 seen = await self._source.open(key, wanted=Wanted(values=False))
         return "in_use", "it is written in the target all the time; run this again later"
 
-    async def _join(self, key: Key, seen: Opened) -> _End:
+    async def _join(self, key: Key, whole: Whole, held: Whole) -> _End:
         """Add the entries that the target does not have."""
-        whole, there = await read_whole(self._source, key, seen), await read_whole(self._target, key)
-        if whole is None:
-            return "gone", ""
-        _refuse_unreadable(whole)
-        held = {} if there is None else there.content.collections
-        missing = {
-            part: CollectionChange(
-                entries={name: data for name, data in entries.items() if name not in held.get(part, {})}
-            )
-            for part, entries in whole.content.collections.items()
-        }
-        if not any(change.entries for change in missing.values()):
+        missing: dict[Part, CollectionChange] = {}
+        for part, entries in whole.content.collections.items():
+            there = held.content.collections.get(part, {})
+            if new := {name: data for name, data in entries.items() if name not in there}:
+                missing[part] = CollectionChange(entries=dict(new))
+        if not missing:
             return "same", ""
         if not self._progress.dry_run:
             commit = Commit(id=secrets.token_bytes(8), owner=_new_owner(), expected=None, collections=missing)
             await store_commit(self._target, key, commit, LEASE_MS, Traffic())
-        return ("copied" if there is None else "updated"), ""
+        return "updated", ""
 
     async def _put(self, key: Key, whole: Whole, there: Opened) -> _End:
         """Write a copy, and read it back."""
@@ -311,7 +305,8 @@ class _Run:
         back = await read_whole(self._target, key)
         if back is None:
             gone_at = whole.content.course.stamps(lifetime).gone_at
-            is_over = gone_at is not None and gone_at <= there.now
+            now = (await self._target.open(key, wanted=Wanted(values=False))).now
+            is_over = gone_at is not None and gone_at <= now
             return ("gone", "") if is_over else ("failed", "it was written, and is not there")
         if back.content != whole.content or back.row.lifetime != lifetime:
             return "failed", "it was written, and what is read back is not the same"
