@@ -29,8 +29,8 @@ class Copying(TenantSessions):
     async def fork(self, session_id: str, new_id: str | None = None) -> SessionRecord:
         """Copy a session with all its state: from here on the two go their own ways.
 
-        The copy starts now, belongs to the same user, and names the session that it was made of (`forked_from`). It
-        appears whole, or not at all.
+        The copy starts now, also of what has ended; it belongs to the same user, and names the session that it was made
+        of (`forked_from`). It appears whole, or not at all.
 
         Raises:
             SessionNotFoundError: There is no such session.
@@ -41,6 +41,8 @@ class Copying(TenantSessions):
         content = whole.content
         content.fields["forked_from"] = codec.encode(session_id)
         content.fields.pop("end_reason", None)
+        if content.course.expires_at is not None and content.course.expires_at <= await self._now():
+            content.course = content.course._replace(expires_at=None)
         key = self._session_key(str(uuid.uuid4()) if new_id is None else new_id)
         return await self._bring(key, content, whole.commits, as_new=True)
 
