@@ -41,9 +41,9 @@ def logs(
 def repeated(commit: Commit, revision: int) -> Committed:
     """A commit that was stored before."""
     previous = commit.expected if commit.expected is not None else ABSENT
-    return Committed(Version(revision, commit.id), previous, None, {}, repeated=True)
+    return Committed(Version(revision, commit.id), previous, None, b"", {}, repeated=True)
 
 
 def declared(reply: list[Any]) -> Registry:
     """What the key has, for the next try. No version: it must not be taken for what a cache knows."""
-    return registry.unpack(Version(-1, b""), 0, reply[2] or b"", reply[1])
+    return registry.unpack(Version(-1, b""), b"", reply[2] or b"", reply[1])

@@ -14,23 +14,25 @@ from contextvars import Context
 from random import random
 from typing import Any, NamedTuple, TypeVar
 
-from agent_sessions.errors import StoreUnavailableError
-from agent_sessions.stores.base import ABSENT, Commit, Committed, Cursor, Found, Key, Keys
-from agent_sessions.stores.redis import scripts
+from msgspec import structs
+
+from agent_sessions.errors import SessionError, StoreUnavailableError
+from agent_sessions.stores.base import ABSENT, Commit, Committed, Cursor, Found, Key, Keys, Row
+from agent_sessions.stores.redis import life, scripts
 from agent_sessions.stores.redis.connections import Clients, Cluster, LoopClient
 from agent_sessions.stores.redis.connections.cluster import SLOTS, claimed_slots
 from agent_sessions.stores.redis.connections.servers import Address
-from agent_sessions.stores.redis.indexes import Indexes, Listing, Met, Store
+from agent_sessions.stores.redis.indexes import Indexes, Listing, Met, Store, Stored
 from agent_sessions.stores.redis.keys import KeyNames, Names, decode, encode, user_id, user_of
 from agent_sessions.stores.redis.places import (
     LAST_OF_A_LIFE,
-    NEVER,
     STAMP_FIELDS,
     Change,
     Order,
     Place,
     Stamp,
-    row_of,
+    found_by,
+    pack_count,
 )
 from agent_sessions.stores.redis.registry import Registry
 
@@ -88,9 +90,9 @@ class ClusterIndexes(Indexes):
         if belongs_to is not None:
             for other in users - {belongs_to}:
                 await self._settled(self._change(names, other, [Change(b"W", names.member)]))
-        if stored.previous == ABSENT and random() < SWEEPS:
+        if stored.committed.previous == ABSENT and random() < SWEEPS:
             self._start(self._sweep_all(key, user_of(user)))
-        return stored
+        return stored.committed
 
     async def _enter(self, names: KeyNames, user: bytes) -> None:
         try:
@@ -101,28 +103,36 @@ class ClusterIndexes(Indexes):
 
     async def _beside(self, names: KeyNames, commit: Commit, held: Registry, store: Store) -> Committed | None:
         """A later turn: both at once. None: the session does not exist any more."""
-        order = Order(held.started_at, (commit.expected or held.version).revision + 1)
-        ttl = NEVER if commit.ttl_ms is None else commit.ttl_ms
-        move = Change(b"M", names.member, order, gone_at=ttl)
+        lived = life.unpack(held.life)
+        order = Order(lived.course.started_at, lived.writes + 1)
+        lives_on = structs.replace(lived, lifetime=commit.lifetime.but(lived.own))
+        move = Change(b"M", names.member, order, lives_on.packed(), commit.hold_ms)
         moving = self._start(self._change(names, held.belongs_to, [move]))
-        committed = await store(True)
+        try:
+            stored = await store(True)
+        except SessionError as error:
+            if not isinstance(error, StoreUnavailableError):  # it was moved for a turn that is refused
+                await self._settled(moving)
+                await self._settled(self._correct(names, b""))
+            raise
         moved = await self._settled(moving)
-        if committed is None or moved is None:
-            return committed
-        row = committed.row
-        as_expected = row is None or Order(row.started_at, committed.version.revision) == order
-        if isinstance(moved[0], bytes):
+        if stored is None:
+            return None
+        as_expected = not stored.life or Stamp.of(stored.life, b"").order == order
+        if moved is not None and isinstance(moved[0], bytes):
             await self._settled(self._correct(names, moved[0]))
-        elif not as_expected or moved != [1]:
-            await self._set(names, committed)
-        return committed
+        elif moved is not None and (not as_expected or moved != [1]):
+            await self._set(names, stored)
+        return stored.committed
 
-    async def _set(self, names: KeyNames, committed: Committed) -> bytes | None:
+    async def _set(self, names: KeyNames, stored: Stored) -> bytes | None:
         """Give a session the place that its commit, or by now its record, says; return whose it is, if it exists."""
-        row = committed.row
+        row = stored.committed.row
         if row is None:
             return await self._settled(self._correct(names, b""))
-        stamp = Stamp.of(row, committed.version.revision, user_id(row.belongs_to))
+        return await self._place(names, Stamp.of(stored.life, user_id(row.belongs_to)))
+
+    async def _place(self, names: KeyNames, stamp: Stamp) -> bytes:
         placed = await self._settled(self._change(names, stamp.belongs_to, [Change.by(stamp, b"S", names.member)]))
         if placed is not None and isinstance(placed[0], bytes):
             await self._settled(self._correct(names, placed[0]))
@@ -143,6 +153,10 @@ class ClusterIndexes(Indexes):
         await self._change(names, stamp.belongs_to, [correct])
         return stamp.belongs_to
 
+    async def amended(self, key: Key, stamp: Stamp) -> None:
+        """See `Indexes.amended`."""
+        await self._place(self._names.of(key), stamp)
+
     async def extended(self, key: Key) -> None:
         """See `Indexes.extended`."""
         await self._settled(self._correct(self._names.of(key), b""))
@@ -162,28 +176,41 @@ class ClusterIndexes(Indexes):
     ) -> list[Met]:
         """See `Indexes._meet`. What stands too far in front is met again at its right place, or listed there."""
         met, sorts = [], False
-        for (cursor, end, seen), raw in await self._read(client, listing, places):
-            id = encode(cursor.id)
-            row = row_of(listing.key(cursor.id), raw, now)
-            if row is None:
-                met.append(Met(cursor, None, _Fix(user_id(listing.belongs_to), Change(b"F", id))))
+        for place, raw in await self._read(client, listing, places):
+            cursor, found = place.cursor, found_by(listing.key(place.cursor.id), raw, now)
+            fix = self._fix_of(listing, place, found, raw)
+            if found is None or not listing.is_of_its_user(found.row):
+                met.append(Met(cursor, None, fix))
                 continue
-            if listing.belongs_to not in (None, row.belongs_to):
-                met.append(Met(cursor, None, _Fix(user_id(listing.belongs_to), Change(b"W", id))))
-                continue
-            stamp = Stamp.of(row, int(raw[b"v"]), raw.get(b"b", b""))
-            found = Found(cursor.id, row)
-            right = Cursor(row.active_at, cursor.id)
-            fix = _Fix(stamp.belongs_to, Change.by(stamp, b"C", id, seen))
-            if cursor.active_at - row.active_at > CLOCKS_DIFFER_MS:
+            right, row = Cursor(listing.at(found.row), cursor.id), found.row
+            shown = found if listing.is_of_its_status(row, now) else None
+            if cursor.at - right.at > CLOCKS_DIFFER_MS:
                 is_here = is_end or _order(right) > _order(places[-1].cursor)
-                met.append(Met(right, found if is_here else None, fix))
+                met.append(Met(right, shown if is_here else None, fix))
                 sorts = True
-            elif row.active_at - cursor.active_at > CLOCKS_DIFFER_MS or _differs(end, stamp.end):
-                met.append(Met(cursor, found, fix, may_wait=True))
+            elif right.at - cursor.at > CLOCKS_DIFFER_MS or _differs(place, row, now):
+                met.append(Met(cursor, shown, fix, may_wait=True))
             else:
-                met.append(Met(cursor, found))
+                met.append(Met(cursor, shown))
         return sorted(met, key=lambda one: _order(one.cursor), reverse=True) if sorts else met
+
+    def _fix_of(self, listing: Listing, place: Place, found: Found | None, raw: dict[bytes, bytes]) -> _Fix:
+        """How a place is put right, whatever is wrong with it."""
+        id = encode(place.cursor.id)
+        if found is None:
+            return _Fix(user_id(listing.belongs_to), Change(b"F", id))
+        if not listing.is_of_its_user(found.row):
+            return _Fix(user_id(listing.belongs_to), Change(b"W", id))
+        stamp = Stamp.of(raw[b"l"], raw.get(b"b", b""))
+        return _Fix(stamp.belongs_to, Change.by(stamp, b"C", id, place.order))
+
+    def _not_run_out(self, listing: Listing, place: Place, found: Found | None, raw: dict[bytes, bytes]) -> object:
+        """See `Indexes._not_run_out`."""
+        return self._fix_of(listing, place, found, raw)
+
+    async def _settle(self, listing: Listing) -> None:
+        """See `Indexes._settle`. It goes by what the sessions themselves say."""
+        await self._sweep(listing)
 
     async def _fix(self, client: LoopClient, listing: Listing, fixes: list[_Fix]) -> None:
         scope = self._names.once(listing.key(""))
@@ -204,7 +231,8 @@ class ClusterIndexes(Indexes):
     async def _sweep(self, listing: Listing) -> tuple[int, int]:
         """Count, and look after places past their time; return the number, and how many of the places were wrong."""
         client = self._clients.current()
-        number, *flat = await client.run(scripts.COUNT, self._keys(listing), [scripts.pack_now(self._now())])
+        asked = pack_count(self._now(), listing.status)
+        number, *flat = await client.run(scripts.COUNT, self._keys(listing), [asked])
         if not flat:
             return int(number), 0
         ids, orders = flat[::2], flat[1::2]
@@ -265,13 +293,13 @@ class ClusterIndexes(Indexes):
     # ------------------------------------------------------------------------------------------------- helpers
 
     def _keys(self, listing: Listing) -> Sequence[bytes]:
-        return [*self._names.indexes(*listing), self._names.once(listing.key("")).orders]
+        return [self._names.index(*listing[:3]), self._names.once(listing.key("")).orders]
 
     async def _change(self, scope: KeyNames, user: bytes, changes: Sequence[Change]) -> list[int | bytes]:
         """Change places of a tenant's sessions of a kind, and of one user, if it is one's; return what came of each."""
-        keys = [scope.active_index, scope.gone_index, scope.orders]
+        keys = [scope.index, scope.orders]
         if user:
-            keys += scope.user_indexes(user)
+            keys.append(scope.user_index(user))
         arguments = [word for change in changes for word in change.packed()]
         client = self._clients.current()
         return list(await client.run(scripts.INDEX, keys, [scripts.pack_now(self._now()), *arguments]))
@@ -300,12 +328,15 @@ class ClusterIndexes(Indexes):
 
 
 def _order(cursor: Cursor) -> tuple[int, bytes]:
-    return cursor.active_at, encode(cursor.id)
+    return cursor.at, encode(cursor.id)
 
 
-def _differs(end: float | None, right: float) -> bool:
-    """Whether a place has another end than its session. Not so much that clocks explain it."""
-    return end is None or (end != right and abs(end - right) > CLOCKS_DIFFER_MS)
+def _differs(place: Place, row: Row, now: int) -> bool:
+    """Whether a place has another end, or status, than its session. Not so much that clocks explain it."""
+    right = life.NEVER if row.gone_at is None else row.gone_at
+    if place.gone_at is None or abs(place.gone_at - right) > CLOCKS_DIFFER_MS:
+        return True
+    return place.status != row.stamps.status(now)
 
 
 def _keys_of(slot: int) -> tuple[bytes, ...]:

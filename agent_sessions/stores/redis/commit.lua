@@ -1,11 +1,12 @@
 -- Applies one commit, or refuses it whole.
 --
--- KEYS  K, the indexes, every part of the session and the new ones (K:v if there are values, or new ones)
+-- KEYS  K, the index, that of the user, every part of the session and the new ones (K:v if there are values, or new ones)
 -- ARGV  1: header and operations, packed; then their names and payloads, in the order of the operations
 --
 -- Replies
---   {head, prev id, changed entries of the registry}     stored
+--   {head, changed entries of the registry}     stored
 --   {'R', revision}                 this very commit was stored before
+--   {'E', 1 by the clock, else 0}   it has ended
 --   {'N'} {'C', revision} {'U'}     not found, conflict, unknown (too long ago to tell)
 --   {'A'}                           absent, and not in the indexes yet: enter it there and repeat
 --   {'B', owner, till, since}       somebody else's lease is live
@@ -14,8 +15,9 @@
 
 local EXPECTS, MUST_EXIST, HOLDS, IS_MAINTENANCE, WAITS = 1, 2, 4, 8, 16
 
-local now, id, flags, expected_rev, expected_id, hold, ttl, owner, belongs, declared, member, hashed, n_put, n_del,
-  n_values, n_logs, n_collections, at = struct.unpack('>dc8BdBc0ddI2c0I2c0I2c0I2c0I2c0I2I2I2I2I2', ARGV[1])
+local now, id, flags, expected_rev, expected_id, hold, owner, belongs, declared, member, hashed, counters, begins,
+  lifetime, n_put, n_del, n_values, n_logs, n_collections, at =
+  struct.unpack('>dc8BdBc0dI2c0I2c0I2c0I2c0I2c0I2c0I2c0c30I2I2I2I2I2', ARGV[1])
 local function has(flag) return bit.band(flags, flag) ~= 0 end
 
 now = clock(now)
@@ -28,18 +30,19 @@ if m.exists and m.format > FORMAT then return {'F', m.format} end
 
 local ring = m.exists and m.ring or ''
 local matches = has(EXPECTS) and expected_rev == (m.exists and m.rev or 0) and expected_id == (m.exists and m.id or '')
-if not matches then
-  local before = m.exists and ring_find(ring, m.rev, id)
-  if before then
-    -- Who waits for replicas waits for what this connection wrote last.
-    if has(WAITS) then redis.pcall('HSET', K, 'f', FORMAT) end
-    return {'R', before}
-  end
-  if has(EXPECTS) then
-    if not m.exists then return {'N'} end
-    if m.rev - expected_rev > RING then return {'U'} end
-    return {'C', m.rev}
-  end
+local before = not matches and m.exists and ring_find(ring, m.rev, id)
+if before then
+  -- Who waits for replicas waits for what this connection wrote last.
+  if has(WAITS) then redis.pcall('HSET', K, 'f', FORMAT) end
+  return {'R', before}
+end
+if has(EXPECTS) and not matches and not m.exists then return {'N'} end
+local life = m.exists and unpack_life(m.life)
+local over = life and not has(IS_MAINTENANCE) and ended(life, now)
+if over then return over end
+if has(EXPECTS) and not matches then
+  if m.rev - expected_rev > RING then return {'U'} end
+  return {'C', m.rev}
 end
 if m.live and m.owner ~= owner then return {'B', m.owner, m.till, m.since} end
 if has(MUST_EXIST) and not m.exists then return {'A'} end
@@ -134,31 +137,42 @@ end
 
 -- The first write is one that a full Redis refuses, so that it refuses the commit whole.
 local rev = (m.exists and m.rev or 0) + 1
-local started = m.exists and m.started or now
-local active, gone = now, ttl >= 0 and now + ttl or nil
-if has(IS_MAINTENANCE) and m.exists then active, gone = m.active, m.gone end
+if not life then
+  -- Its course, if it had one elsewhere, or its given end alone; then what is its own.
+  local started, active, ended_at, expires, own_at = struct.unpack('>I6I6I6I6', begins)
+  life = {
+    started = started == NEVER and now or started, active = active == NEVER and now or active, ended = time_of(ended_at),
+    expires = time_of(expires), own = unpack_own(begins, own_at), writes = 0,
+  }
+  stamp(life, unpack_lifetime(lifetime, 1))
+elseif not has(IS_MAINTENANCE) then
+  life.active = now
+  stamp(life, unpack_lifetime(lifetime, 1))
+end
+if has(HOLDS) then prolong(life, now + hold) end
+life.writes = life.writes + 1
 local tag = (n_put + n_del > 0 or not m.exists) and id or m.tag
 
 if m.found and not m.exists then
   -- Remains of one that was past its time and not swept yet.
   call('HSET', K, 'f', FORMAT)
   for _, name in ipairs(call('HKEYS', K)) do
-    if string.byte(name) == 46 or name == 'b' or name == 'k' then call('HDEL', K, name) end
+    if string.byte(name) == 46 or name == 'b' or name == 'k' or name == 'm' or name == 'd' then call('HDEL', K, name) end
   end
   for i = first_part, #KEYS do call('UNLINK', KEYS[i]) end
 end
 
-local set = {'v', rev, 'i', id, 'c', ring_put(ring, rev, id), 's', started, 'a', active, 't', tag, 'f', FORMAT}
+local packed_life, counted = pack_life(life), add_counters(m.exists and m.counters or '', counters)
+local set = {'v', rev, 'i', id, 'c', ring_put(ring, rev, id), 'l', packed_life, 't', tag, 'f', FORMAT}
 local function add(name, value)
   set[#set + 1] = name
   set[#set + 1] = value
 end
-if gone then add('g', gone) end
+if counters ~= '' then add('m', counted) end
 if whose ~= '' and not (m.exists and m.belongs) then add('b', whose) end
 if hashed ~= '' and not m.exists then add('n', hashed) end
 if n_logs > 0 and n_values + n_collections == 0 then add('k', registry()) end
 call('HSET', K, unpack(set))
-if m.gone and not gone then call('HDEL', K, 'g') end
 
 local function slices(command, key, from, n)
   local sum = 0
@@ -228,31 +242,18 @@ elseif m.owner or m.queue then
   till = hand_over(now, queue, owner)
 end
 
-if gone then
-  call('PEXPIRE', K, last_need(gone, till, queue) - now)
-  for i = first_part, #KEYS do call('PEXPIRE', KEYS[i], gone - now) end
-elseif not m.exists or m.gone then
-  call('PERSIST', K)
-  for i = first_part, #KEYS do call('PERSIST', KEYS[i]) end
+go_at(life.gone, now, m, till, queue, first_part)
+
+for i = 2, first_part - 1 do
+  put(KEYS[i], member, life, now)
+  -- Who makes a place takes a few expired ones away, so that an index that nobody lists does not grow for ever.
+  if not m.exists then sweep(KEYS[i], now, 10) end
+  go_with_last(KEYS[i], now, life.gone, 0)
 end
 
-for i = 2, first_part - 1, 2 do
-  call('ZADD', KEYS[i], active, member)
-  call('ZADD', KEYS[i + 1], gone or '+inf', member)
-  if not m.exists then
-    -- Who makes a place takes a few expired ones away, so that an index that nobody lists does not grow for ever.
-    local dead = call('ZRANGEBYSCORE', KEYS[i + 1], '-inf', now, 'LIMIT', 0, 10)
-    if #dead > 0 then
-      call('ZREM', KEYS[i], unpack(dead))
-      call('ZREM', KEYS[i + 1], unpack(dead))
-    end
-  end
-  go_with_last(KEYS[i], KEYS[i + 1], now)
-end
-
-local previous = m.exists and m.id or ''
+local previous, previous_tag = m.exists and m.id or '', m.exists and m.tag or id
 return {
-  struct.pack('>dddd', rev, active, started, gone or -1)
-    .. struct.pack('>Bc0Bc0I2c0', #previous, previous, #tag, tag, #whose, whose),
+  struct.pack('>dBc0Bc0Bc0I2c0', rev, #previous, previous, #tag, tag, #previous_tag, previous_tag, #whose, whose)
+    .. struct.pack('>I2c0I2c0', #packed_life, packed_life, #counted, counted),
   table.concat(changed),
 }

@@ -13,8 +13,9 @@
 --
 --   v  revision (absent: no session, at most a lease)    i  id of the last commit
 --   c  ring of the last 64 commit ids, 8 bytes each; that of revision n stands at n % 64
---   s  started at    a  active at    g  gone at (absent: never)    b  belongs to: `=` and the user (absent: nobody)
+--   l  its life, as in life.lua      b  belongs to: `=` and the user (absent: nobody)
 --   t  tag of the record    f  format    k  registry    .<name>  a record field
+--   m  counters: a 2-byte length, the name and an 8-byte float each    d  ids of the last 16 amendments, 8 bytes each
 --   n  tenant and id, each after its 2-byte length, where the key's name has but their hash
 --   lo lx ls  the lease: owner, end, since               w  the queue: [owner, deadline, channel, ...] as msgpack
 --
@@ -25,13 +26,19 @@
 --   v<ns>    a namespace of values: how many, the revision that last changed one, 0
 --
 -- The key of a log or collection is K, a colon and its id in the registry. A call's KEYS are K; where they are
--- needed, the index by activity and by end and the same two of the user that the session belongs to; then the parts
--- in any order, only that K:z<part> follows K:c<part>. On a cluster, where the indexes may lie on another node, they
--- are left out, and `index.lua` follows. Scripts do not roll back: every script makes all its checks before its first
--- write, and a refusal is an ordinary reply, never a Redis error.
+-- needed, the index (places.lua) and that of the user that the session belongs to; then the parts in any order, only
+-- that K:z<part> follows K:c<part>. On a cluster, where the indexes may lie on another node, they are left out, and
+-- `index.lua` follows. Scripts do not roll back: every script makes all its checks before its first write, and a
+-- refusal is an ordinary reply, never a Redis error.
 
 local FORMAT, RING, HANDOVER, SLICE = 1, 64, 2000, 1000
 local K, V, call = KEYS[1], KEYS[1] .. ':v', redis.call
+
+-- Times and durations are whole milliseconds, stored in 6 bytes. In a script, what never comes is infinitely far.
+local NEVER, INFINITY = 2 ^ 48 - 1, math.huge
+
+local function time_of(stored) return stored == NEVER and INFINITY or stored end
+local function stored(time) return time == INFINITY and NEVER or math.max(0, math.min(time, NEVER - 1)) end
 
 -- The time: the caller's if it brought one (tests do), else the server's.
 local function clock(given)
@@ -44,15 +51,15 @@ end
 -- The ring is as long as all the rest together, so it comes only if asked for.
 local function main(now, with_ring)
   local m = with_ring
-    and call('HMGET', K, 'v', 'i', 's', 'a', 'g', 'b', 't', 'f', 'lo', 'lx', 'ls', 'w', 'k', 'c')
-    or call('HMGET', K, 'v', 'i', 's', 'a', 'g', 'b', 't', 'f', 'lo', 'lx', 'ls', 'w', 'k')
-  local gone, till = tonumber(m[5] or nil), tonumber(m[10] or nil)
+    and call('HMGET', K, 'v', 'i', 'l', 'm', 'b', 't', 'f', 'lo', 'lx', 'ls', 'w', 'k', 'c')
+    or call('HMGET', K, 'v', 'i', 'l', 'm', 'b', 't', 'f', 'lo', 'lx', 'ls', 'w', 'k')
+  local gone, till = m[3] and time_of(struct.unpack('>I6', m[3])), tonumber(m[9] or nil)
   return {
-    found = m[1] and true, exists = m[1] and not (gone and gone <= now) and true or false,
-    rev = tonumber(m[1] or 0), id = m[2] or '', started = tonumber(m[3] or 0), active = tonumber(m[4] or 0),
-    gone = gone, belongs = m[6], tag = m[7] or '', format = tonumber(m[8] or 0),
-    owner = m[9], till = till, since = tonumber(m[11] or nil), live = till and till > now or false,
-    queue = m[12], registry = m[13] or '', ring = m[14] or '',
+    found = m[1] and true, exists = m[1] and gone > now or false,
+    rev = tonumber(m[1] or 0), id = m[2] or '', life = m[3] or '', gone = gone, counters = m[4] or '',
+    belongs = m[5], tag = m[6] or '', format = tonumber(m[7] or 0),
+    owner = m[8], till = till, since = tonumber(m[10] or nil), live = till and till > now or false,
+    queue = m[11], registry = m[12] or '', ring = m[13] or '',
   }
 end
 
@@ -101,13 +108,13 @@ local function pack_entry(id, e)
   return struct.pack('>I2c0I6I6I6', #id, id, e[1], e[2], e[3])
 end
 
--- Where the parts begin among KEYS. `declared` is the user whose indexes are there: empty, nobody's; `-`, there are none.
+-- Where the parts begin among KEYS. `declared` is the user whose index is there: empty, nobody's; `-`, there is none.
 local function parts_begin(declared)
   if declared == '-' then return 2 end
-  return declared ~= '' and 6 or 4
+  return declared ~= '' and 4 or 3
 end
 
--- Whether those are the indexes of the user whom the session belongs to.
+-- Whether that is the index of the user whom the session belongs to.
 local function indexes_fit(declared, belongs)
   return declared == '-' or declared == (belongs or '')
 end
@@ -170,7 +177,7 @@ end
 
 -- When the main hash itself may go: not before the session, nor before the lease or a waiter's place.
 local function last_need(gone, till, queue)
-  local last = gone or 0
+  local last = gone
   if till and till > last then last = till end
   for _, t in ipairs(queue) do
     if t[2] > last then last = t[2] end
@@ -180,15 +187,18 @@ end
 
 -- After a change of lease or queue alone: a main hash that would go too early stays long enough.
 local function outlive(now, m, till, queue)
-  if m.exists and not m.gone then return end
-  local last = last_need(m.exists and m.gone, till, queue)
-  if last > (m.exists and m.gone or 0) and last > now then call('PEXPIRE', K, last - now) end
+  local gone = m.exists and m.gone or 0
+  local last = last_need(gone, till, queue)
+  if last > gone and last > now then call('PEXPIRE', K, last - now) end
 end
 
--- An index, by activity and by end, goes with the last of its places.
-local function go_with_last(by_activity, by_end, now)
-  local last = call('ZREVRANGE', by_end, 0, 0, 'WITHSCORES')[2]
-  for _, index in ipairs({by_activity, by_end}) do
-    if last == 'inf' then call('PERSIST', index) else call('PEXPIRE', index, math.max(last - now, 1)) end
+-- After a change of its end: all keys of a session go with it.
+local function go_at(gone, now, m, till, queue, first_part)
+  if gone < INFINITY then
+    call('PEXPIRE', K, last_need(gone, till, queue) - now)
+    for i = first_part, #KEYS do call('PEXPIRE', KEYS[i], gone - now) end
+  elseif not m.exists or m.gone < INFINITY then
+    call('PERSIST', K)
+    for i = first_part, #KEYS do call('PERSIST', KEYS[i]) end
   end
 end

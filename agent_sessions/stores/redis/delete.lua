@@ -24,7 +24,10 @@ end
 
 -- Also where the main hash is gone (evicted): what is left beside it goes too.
 for i = first_part, #KEYS - 1 do call('UNLINK', KEYS[i]) end
-for i = 2, first_part - 1 do call('ZREM', KEYS[i], member) end
+for i = 2, first_part - 1 do
+  forget(KEYS[i], member)
+  go_with_last(KEYS[i], now, now, 0)
+end
 
 local queue, held = waiters(m.queue, now), m.live and m.till
 if m.exists then
@@ -32,7 +35,7 @@ if m.exists then
   held = #queue > 0 and hand_over(now, queue)
 elseif m.found then
   -- Remains of one past its time; the lease beside them is somebody's running turn.
-  call('HDEL', K, 'v', 'i', 'c', 's', 'a', 'g', 'b', 't', 'f', 'k')
+  call('HDEL', K, 'v', 'i', 'c', 'l', 'm', 'd', 'b', 't', 'f', 'k')
   for _, name in ipairs(call('HKEYS', K)) do
     if string.byte(name) == 46 then call('HDEL', K, name) end
   end
@@ -40,7 +43,7 @@ end
 local answer = m.exists and 1 or 0
 m.exists = false
 outlive(now, m, held, queue)
-local belongs = m.belongs or ''
-local memory = struct.pack('>BddI2c0', answer, now + TOMBSTONE_MS, m.started, #belongs, belongs)
+local belongs, started = m.belongs or '', m.found and unpack_life(m.life).started or 0
+local memory = struct.pack('>BddI2c0', answer, now + TOMBSTONE_MS, started, #belongs, belongs)
 call('SET', tombstone, memory, 'PX', TOMBSTONE_MS)
-return {answer, m.started, belongs}
+return {answer, started, belongs}

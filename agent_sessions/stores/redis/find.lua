@@ -1,38 +1,61 @@
 -- A page of places in an index, the latest first, from a cursor on.
 --
--- KEYS  the index by activity, the index by end; on a cluster the hash of orders
--- ARGV  1: now, limit, cursor's time (-1: none) and id
--- Replies {now, id, time, end, order, id, time, end, order, ...}; no end: it has no place in that index
+-- KEYS  the index; on a cluster the hash of orders
+-- ARGV  1: now, limit, cursor's time (-1: none) and id, order, status
+-- Replies {now, unsettled, id, time, status, end, order, id, time, status, end, order, ...}; end and order on a cluster
+-- only (no end: it was only entered). If there is more than one script may settle, the reply is {now, 1}: ask again. On
+-- a cluster it is the caller who has to settle, by the sessions themselves.
 
-local now, limit, time, id = struct.unpack('>dddI2c0', ARGV[1])
+local MOST = 250
+
+local now, limit, time, id, order, asked = struct.unpack('>dddI2c0c1B', ARGV[1])
 now = clock(now)
+local by = order == 's' and BY_START or BY_ACTIVITY
+local page = {string.format('%.0f', now), 0}
 
--- Byte order, as in sorted sets; Lua's own `<` follows the server's locale.
-local function comes_before(a, b)
-  for i = 1, math.min(#a, #b) do
-    local x, y = string.byte(a, i), string.byte(b, i)
-    if x ~= y then return x < y end
-  end
-  return #a < #b
+if asked > 0 then
+  local unsettled
+  if KEYS[2] then unsettled = #due(K, ENDS, now, 1) + #due(K, IDLES, now, 1) > 0
+  else unsettled = settle(K, now, MOST) end
+  if unsettled then return {page[1], 1} end
 end
 
-local from = 0
-if time >= 0 then
-  -- Places of the cursor's own millisecond are in reverse byte order: find the first that comes after it.
-  from = call('ZCOUNT', K, '(' .. string.format('%.0f', time), '+inf')
-  local low, high = from, from + call('ZCOUNT', K, time, time)
-  while low < high do
-    local middle = math.floor((low + high) / 2)
-    if comes_before(call('ZREVRANGE', K, middle, middle)[1], id) then high = middle else low = middle + 1 end
+-- The members of a shelf that come after the cursor, each followed by its score.
+local function read(shelf)
+  local cursor = score(shelf, time >= 0 and time or INFINITY)
+  local from = call('ZCOUNT', K, '(' .. text(cursor), '+inf')
+  if time >= 0 then
+    -- Places of the cursor's own millisecond are in reverse byte order: find the first that comes after it.
+    local low, high, last = from, from + call('ZCOUNT', K, text(cursor), text(cursor)), order .. id
+    while low < high do
+      local middle = math.floor((low + high) / 2)
+      if comes_before(call('ZREVRANGE', K, middle, middle)[1], last) then high = middle else low = middle + 1 end
+    end
+    from = low
   end
-  from = low
+  local found = call('ZREVRANGE', K, from, from + limit - 1, 'WITHSCORES')
+  for i = 2, #found, 2 do
+    if tonumber(found[i]) < shelf * SHELF then return {unpack(found, 1, i - 2)} end
+  end
+  return found
 end
-local found = call('ZREVRANGE', K, from, from + limit - 1, 'WITHSCORES')
-local page = {string.format('%.0f', now)}
-for i = 1, #found, 2 do
-  page[#page + 1] = found[i]
-  page[#page + 1] = found[i + 1]
-  page[#page + 1] = call('ZSCORE', KEYS[2], found[i])
-  page[#page + 1] = KEYS[3] and call('HGET', KEYS[3], found[i]) or false
+
+local shelves = {}
+for i, status in ipairs({'active', 'idle', 'ended'}) do
+  if asked == 0 or asked == i then shelves[#shelves + 1] = {status = status, found = read(by[status]), at = 1} end
+end
+for _ = 1, limit do
+  local first = next_of(shelves, true)
+  if not first then break end
+  local found, gone = string.sub(first.id, 2), false
+  if KEYS[2] then
+    gone = call('ZSCORE', K, 'g' .. found)
+    gone = gone and tonumber(gone) >= GOES * SHELF and text(time_in(gone))
+  end
+  page[#page + 1] = found
+  page[#page + 1] = text(first.time)
+  page[#page + 1] = first.status
+  page[#page + 1] = gone
+  page[#page + 1] = KEYS[2] and call('HGET', KEYS[2], found) or false
 end
 return page

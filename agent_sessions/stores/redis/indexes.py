@@ -11,36 +11,65 @@ import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, NamedTuple
 
-from agent_sessions.stores.base import Commit, Committed, Cursor, Found, Key, Keys, Kind, Page
+from agent_sessions.stores.base import Commit, Committed, Cursor, Found, Key, Keys, Kind, Order, Page, Row
+from agent_sessions.stores.lifetime import Status
 from agent_sessions.stores.redis import scripts
 from agent_sessions.stores.redis.connections import Clients, LoopClient
 from agent_sessions.stores.redis.keys import Names, encode
 from agent_sessions.stores.redis.places import (
-    NEVER,
+    ROLES,
     STAMP_FIELDS,
     Place,
     Repair,
     Stamp,
+    found_by,
+    pack_count,
     pack_find,
-    row_of,
+    pack_run_out,
     unpack_found,
+    unpack_run_out,
 )
 from agent_sessions.stores.redis.registry import Registry
 
-Store = Callable[[bool], Awaitable[Committed | None]]
+
+class Stored(NamedTuple):
+    """A commit that is stored, and the life of the session since, as the scripts pack it (empty: it was repeated)."""
+
+    committed: Committed
+    life: bytes
+
+
+Store = Callable[[bool], Awaitable[Stored | None]]
 """Stores a commit, perhaps only if the session exists; None: it does not."""
 
 
+_RUN_OUT_TRIES = 8
+
+
 class Listing(NamedTuple):
-    """What is listed: a tenant's sessions of a kind (of one user)."""
+    """What is listed: a tenant's sessions of a kind (of one user, of one status), and in what order."""
 
     tenant: str
     kind: Kind
-    belongs_to: str | None
+    belongs_to: str | None = None
+    status: Status | None = None
+    order: Order = "activity"
 
     def key(self, id: str) -> Key:
         """One of them."""
         return Key(self.tenant, self.kind, id)
+
+    def at(self, row: Row) -> int:
+        """The time by which a session has its place."""
+        return row.active_at if self.order == "activity" else row.started_at
+
+    def is_of_its_user(self, row: Row) -> bool:
+        """Whether a session is of the user whose are listed."""
+        return self.belongs_to in (None, row.belongs_to)
+
+    def is_of_its_status(self, row: Row, now: int) -> bool:
+        """Whether a session has the status of those that are listed."""
+        return self.status in (None, row.stamps.status(now))
 
 
 class Met(NamedTuple):
@@ -71,12 +100,15 @@ class Indexes:
 
     async def along(self, key: Key, commit: Commit, held: Registry | None, store: Store) -> Committed:
         """Store a commit, and what it changes here."""
-        committed = await store(False)
-        assert committed is not None
-        return committed
+        stored = await store(False)
+        assert stored is not None
+        return stored.committed
+
+    async def amended(self, key: Key, stamp: Stamp) -> None:
+        """A session was amended."""
 
     async def extended(self, key: Key) -> None:
-        """The end of a session was moved."""
+        """The times of a session were moved."""
 
     async def left(self, key: Key, existed: bool, started_at: int, belongs_to: bytes) -> None:
         """A session was deleted, or there was none."""
@@ -88,9 +120,13 @@ class Indexes:
         client = self._clients.current()
         indexes = self._keys(listing)
         met: list[Met] = []
-        last, room = cursor, limit + 1
+        last, room, now = cursor, limit + 1, 0
         while room > 0:
-            now, *flat = await client.run(scripts.FIND, indexes, [pack_find(self._now(), room, last)])
+            asked = pack_find(self._now(), room, last, listing.order, listing.status)
+            now, unsettled, *flat = await client.run(scripts.FIND, indexes, [asked])
+            if unsettled:
+                await self._settle(listing)
+                continue
             places = unpack_found(flat)
             is_end = len(places) < room
             met += await self._meet(client, listing, places, int(now), is_end=is_end)
@@ -101,26 +137,47 @@ class Indexes:
         live = [one for one in met if one.found is not None]
         page, after = live[:limit], live[limit:]
         await self._fix(client, listing, [one.fix for one in met if one.fix and not (one.may_wait and one in after)])
-        return Page([one.found for one in page if one.found], page[-1].cursor if after else None)
+        return Page(int(now), [one.found for one in page if one.found], page[-1].cursor if after else None)
+
+    async def _settle(self, listing: Listing) -> None:
+        """Do what the script left to be done: nothing, it goes on by itself when it is asked again."""
 
     async def _meet(
         self, client: LoopClient, listing: Listing, places: list[Place], now: int, *, is_end: bool
     ) -> list[Met]:
         """Read the sessions of places."""
         met = []
-        for (cursor, end, _), raw in await self._read(client, listing, places):
-            id = encode(cursor.id)
-            row = row_of(listing.key(cursor.id), raw, now)
-            if row is None or listing.belongs_to not in (None, row.belongs_to):
-                met.append(Met(cursor, None, Repair(b"F", id, cursor.active_at)))
+        for place, raw in await self._read(client, listing, places):
+            found = found_by(listing.key(place.cursor.id), raw, now)
+            if found is None or not listing.is_of_its_user(found.row):
+                met.append(Met(place.cursor, None, _forget(place, ROLES[listing.order])))
             else:
-                gone_at = NEVER if row.gone_at is None else row.gone_at
-                lost = Repair(b"R", id, row.active_at, gone_at) if end is None else None
-                met.append(Met(cursor, Found(cursor.id, row), lost))
+                met.append(Met(place.cursor, found if listing.is_of_its_status(found.row, now) else None))
         return met
 
+    async def run_out(self, listing: Listing, limit: int) -> Page:
+        """See `Store.run_out`."""
+        client, indexes = self._clients.current(), self._keys(listing)
+        for _ in range(_RUN_OUT_TRIES):
+            now, more, *flat = await client.run(scripts.RUN_OUT, indexes, [pack_run_out(self._now(), limit)])
+            places, found, fixes = unpack_run_out(flat), list[Found](), []
+            for place, raw in await self._read(client, listing, places):
+                one = found_by(listing.key(place.cursor.id), raw, int(now))
+                if one is not None and one.row.ended_at is None and one.row.stamps.status(int(now)) == "ended":
+                    found.append(one)
+                elif (fix := self._not_run_out(listing, place, one, raw)) is not None:
+                    fixes.append(fix)
+            await self._fix(client, listing, fixes)
+            if len(found) == limit or (len(places) < limit and not more):
+                break
+        return Page(int(now), found, None)
+
+    def _not_run_out(self, listing: Listing, place: Place, found: Found | None, raw: dict[bytes, bytes]) -> object:
+        """How to put the place right of what is gone, or has not run out; None if it is right by now."""
+        return _forget(place, b"e") if found is None else None
+
     async def _fix(self, client: LoopClient, listing: Listing, fixes: list[Any]) -> None:
-        await self._repair(client, self._names.indexes(*listing), fixes)
+        await self._repair(client, self._names.index(*listing[:3]), fixes)
 
     async def _read(
         self, client: LoopClient, listing: Listing, places: list[Place]
@@ -131,7 +188,7 @@ class Indexes:
 
     async def count(self, listing: Listing) -> int:
         """See `Store.count`."""
-        argv = [scripts.pack_now(self._now())]
+        argv = [pack_count(self._now(), listing.status)]
         (number,) = await self._clients.current().run(scripts.COUNT, self._keys(listing), argv)
         return int(number)
 
@@ -149,7 +206,7 @@ class Indexes:
 
     def _keys(self, listing: Listing) -> Sequence[bytes]:
         """What a script needs to read a listing."""
-        return self._names.indexes(*listing)
+        return [self._names.index(*listing[:3])]
 
     async def _live(self, client: LoopClient, mains: Sequence[bytes]) -> list[tuple[Key, Stamp]]:
         """Those that are main keys of live sessions, with what they say of themselves."""
@@ -172,16 +229,20 @@ class Indexes:
 
     async def _restore(self, client: LoopClient, live: list[tuple[Key, Stamp]]) -> None:
         """Give those their places back that have lost them."""
-        by_index: dict[tuple[bytes, bytes], list[Repair]] = {}
+        by_index: dict[bytes, list[Repair]] = {}
         for key, stamp in live:
             names = self._names.once(key)
-            repair = Repair(b"R", names.member, stamp.active_at, stamp.gone_at)
-            by_index.setdefault((names.active_index, names.gone_index), []).append(repair)
+            repair = Repair(b"R", names.member, life=stamp.life)
+            by_index.setdefault(names.index, []).append(repair)
             if stamp.belongs_to:
-                by_index.setdefault(names.user_indexes(stamp.belongs_to), []).append(repair)
+                by_index.setdefault(names.user_index(stamp.belongs_to), []).append(repair)
         await asyncio.gather(*(self._repair(client, index, repairs) for index, repairs in by_index.items()))
 
-    async def _repair(self, client: LoopClient, index: tuple[bytes, bytes], repairs: Sequence[Repair]) -> None:
+    async def _repair(self, client: LoopClient, index: bytes, repairs: Sequence[Repair]) -> None:
         if repairs:
             arguments = [word for repair in repairs for word in repair.packed()]
-            await client.run(scripts.REPAIR, index, [scripts.pack_now(self._now()), *arguments])
+            await client.run(scripts.REPAIR, [index], [scripts.pack_now(self._now()), *arguments])
+
+
+def _forget(place: Place, role: bytes) -> Repair:
+    return Repair(b"F", encode(place.cursor.id), role, place.cursor.at)

@@ -2,7 +2,7 @@
 
 A session's main key is `<prefix><kind>{<tenant>/<id>}`. What stands in the braces decides, on a cluster, where a key
 lives: all keys of one session share it. Tenant and id are escaped there, so that no id can leave its braces or reach
-another's, and replaced by their hash where they are long. Indexes are named `<prefix>{<kind>@<tenant>}[/<user>]:<a|g>`.
+another's, and replaced by their hash where they are long. Indexes are named `<prefix>{<kind>@<tenant>}[/<user>]:i`.
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ def part_of(raw: bytes) -> Part:
 class KeyNames:
     """The names of one key's keys."""
 
-    __slots__ = ("active_index", "gone_index", "hashed", "main", "member", "orders", "scope", "values")
+    __slots__ = ("hashed", "index", "main", "member", "orders", "scope", "values")
 
     def __init__(self, prefix: bytes, key: Key) -> None:
         kind = prefix + _KINDS[key.kind]
@@ -93,14 +93,13 @@ class KeyNames:
         self.values = self.main + b":v"
         self.member = encode(key.id)
         self.scope = _scope(prefix, key.tenant, key.kind)
-        self.active_index = self.scope + b":a"
-        self.gone_index = self.scope + b":g"
+        self.index = self.scope + b":i"
         self.orders = self.scope + b":x"
         """On a cluster: which change of a place came last."""
 
-    def user_indexes(self, user: bytes) -> tuple[bytes, bytes]:
-        """The indexes of what belongs to a user, by its `user_id`: by activity, by end."""
-        return _user_indexes(self.scope, user)
+    def user_index(self, user: bytes) -> bytes:
+        """The index of what belongs to a user, by its `user_id`."""
+        return _user_index(self.scope, user)
 
     def log(self, part: bytes) -> bytes:
         """The list of a log, by its `part_id`."""
@@ -140,12 +139,10 @@ class Names:
         """The names of a key's keys, not kept."""
         return KeyNames(self._prefix, key)
 
-    def indexes(self, tenant: str, kind: Kind, belongs_to: str | None) -> tuple[bytes, bytes]:
-        """The indexes of a tenant's keys of a kind (of one user): by activity, by end."""
+    def index(self, tenant: str, kind: Kind, belongs_to: str | None) -> bytes:
+        """The index of a tenant's keys of a kind (of one user)."""
         scope = _scope(self._prefix, tenant, kind)
-        if belongs_to is None:
-            return scope + b":a", scope + b":g"
-        return _user_indexes(scope, user_id(belongs_to))
+        return scope + b":i" if belongs_to is None else _user_index(scope, user_id(belongs_to))
 
     @property
     def pattern(self) -> bytes:
@@ -196,6 +193,5 @@ def _hash(escaped: bytes) -> bytes:
     return b"#" + blake2b(escaped, digest_size=16).hexdigest().encode()
 
 
-def _user_indexes(scope: bytes, user: bytes) -> tuple[bytes, bytes]:
-    scope += b"/" + _short(_escape(user[1:]))
-    return scope + b":a", scope + b":g"
+def _user_index(scope: bytes, user: bytes) -> bytes:
+    return scope + b"/" + _short(_escape(user[1:])) + b":i"

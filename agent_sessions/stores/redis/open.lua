@@ -43,9 +43,10 @@ local function head(lease_owner, till, since, again)
     + (same and 16 or 0)
   local id, tag, belongs = m.exists and m.id or '', m.exists and m.tag or '', m.exists and m.belongs or ''
   if lease_owner == owner then lease_owner = '' end
-  return struct.pack('>BdddddddI2I4', bits, now, m.exists and m.rev or 0, m.started, m.active, m.gone or -1,
-      till or 0, since or 0, #queue, again)
+  local life, counters = m.exists and m.life or '', m.exists and m.counters or ''
+  return struct.pack('>BddddI2I4', bits, now, m.exists and m.rev or 0, till or 0, since or 0, #queue, again)
     .. struct.pack('>Bc0Bc0I2c0I2c0', #id, id, #tag, tag, #belongs, belongs, #lease_owner, lease_owner)
+    .. struct.pack('>I2c0I2c0', #life, life, #counters, counters)
 end
 
 if asked(WANTS_LEASE) and not granted then

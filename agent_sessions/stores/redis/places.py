@@ -3,39 +3,42 @@
 from __future__ import annotations
 
 import struct
-from math import inf
 from typing import Any, Literal, NamedTuple, Self
 
-from agent_sessions.stores.base import FORMAT, Cursor, Key, Row
-from agent_sessions.stores.redis.keys import decode, encode, user_of
+from agent_sessions.stores import base
+from agent_sessions.stores.base import FORMAT, Cursor, Found, Key
+from agent_sessions.stores.lifetime import Status
+from agent_sessions.stores.redis import life
+from agent_sessions.stores.redis.keys import decode, encode
 from agent_sessions.stores.redis.refusals import too_new
 
-NEVER = -1
-"""In place of the time at which a session goes."""
+ROLES: dict[base.Order, bytes] = {"activity": b"a", "start": b"s"}
+_STATUSES: list[Status | None] = [None, "active", "idle", "ended"]
 
 
 class Order(NamedTuple):
     """What tells which of two states of a session is the later one."""
 
     started_at: int
-    revision: int
+    writes: int
 
 
 LAST_OF_A_LIFE = 2**53
-"""A revision after all others."""
+"""After all others."""
 
 
 class Place(NamedTuple):
     """A place in a listing."""
 
     cursor: Cursor
-    end: float | None
-    """When the session goes. None: the index by end has no place for it; below zero: it was only entered there."""
+    status: Status
+    gone_at: int | None
+    """On a cluster: when the session goes; None: it was only entered."""
     order: bytes
-    """The packed order of its last change, if there is one."""
+    """On a cluster: the packed order of its last change, if there is one."""
 
 
-STAMP_FIELDS = (b"v", b"s", b"a", b"g", b"b")
+STAMP_FIELDS = (b"v", b"l", b"b")
 """What to read of a main hash for a stamp."""
 
 
@@ -43,29 +46,22 @@ class Stamp(NamedTuple):
     """What a record says of its place."""
 
     order: Order
-    active_at: int
-    gone_at: int
+    life: bytes
     belongs_to: bytes
 
     @classmethod
-    def of(cls, row: Row, revision: int, belongs_to: bytes) -> Self:
-        """By a row."""
-        gone_at = NEVER if row.gone_at is None else row.gone_at
-        return cls(Order(row.started_at, revision), row.active_at, gone_at, belongs_to)
-
-    @property
-    def end(self) -> float:
-        """As an index has it."""
-        return inf if self.gone_at == NEVER else self.gone_at
+    def of(cls, packed: bytes, belongs_to: bytes) -> Self:
+        """By its life."""
+        lived = life.unpack(packed)
+        return cls(Order(lived.course.started_at, lived.writes), packed, belongs_to)
 
     @classmethod
     def read(cls, fields: list[bytes | None], now: int) -> Self | None:
         """By `STAMP_FIELDS`, as HMGET answers; None if the session is gone."""
-        revision, started, active, gone, belongs_to = fields
-        gone_at = NEVER if gone is None else int(float(gone))
-        if revision is None or started is None or active is None or 0 <= gone_at <= now:
+        revision, packed, belongs_to = fields
+        if revision is None or packed is None or life.gone_by(packed, now):
             return None
-        return cls(Order(int(started), int(revision)), int(active), gone_at, belongs_to or b"")
+        return cls.of(packed, belongs_to or b"")
 
 
 class Change(NamedTuple):
@@ -74,20 +70,21 @@ class Change(NamedTuple):
     what: Literal[b"E", b"M", b"S", b"C", b"R", b"L", b"F", b"W"]
     id: bytes
     order: Order = Order(0, 0)
-    active_at: int = 0
-    gone_at: int = 0
+    life: bytes = b""
+    hold_ms: int | None = None
     seen: bytes = b""
     """The packed order of the place as it was seen."""
 
     @classmethod
     def by(cls, stamp: Stamp, what: Literal[b"S", b"C", b"R"], id: bytes, seen: bytes = b"") -> Self:
         """As a commit, or a record, says."""
-        return cls(what, id, stamp.order, stamp.active_at, stamp.gone_at, seen)
+        return cls(what, id, stamp.order, stamp.life, seen=seen)
 
     def packed(self) -> tuple[bytes, bytes]:
         """Two arguments."""
-        numbers = struct.pack(">cddddB", self.what, *self.order, self.active_at, self.gone_at, len(self.seen))
-        return numbers + self.seen, self.id
+        head = struct.pack(">cddH", self.what, *self.order, len(self.life)) + self.life
+        hold = -1 if self.hold_ms is None else self.hold_ms
+        return head + struct.pack(">dB", hold, len(self.seen)) + self.seen, self.id
 
 
 class Repair(NamedTuple):
@@ -95,40 +92,55 @@ class Repair(NamedTuple):
 
     what: Literal[b"F", b"R"]
     id: bytes
-    active_at: int
-    gone_at: int = 0
+    role: bytes = b"a"
+    """Of the place as it was seen: that by activity (a), start (s) or end (e)."""
+    at: int = 0
+    """The time that it had."""
+    life: bytes = b""
 
     def packed(self) -> tuple[bytes, bytes]:
         """Two arguments."""
-        return struct.pack(">cdd", self.what, self.active_at, self.gone_at), self.id
+        return struct.pack(">ccdH", self.what, self.role, self.at, len(self.life)) + self.life, self.id
 
 
-def pack_find(now: int, limit: int, after: Cursor | None) -> bytes:
+def pack_find(now: int, limit: int, after: Cursor | None, order: base.Order, status: Status | None) -> bytes:
     """The argument of `find.lua`."""
-    time, id = (after.active_at, encode(after.id)) if after is not None else (-1, b"")
-    return struct.pack(">dddH", now, limit, time, len(id)) + id
+    at, id = (after.at, encode(after.id)) if after is not None else (-1, b"")
+    return struct.pack(">dddH", now, limit, at, len(id)) + id + ROLES[order] + bytes((_STATUSES.index(status),))
 
 
-def row_of(key: Key, raw: dict[bytes, bytes], now: int) -> Row | None:
-    """The row of a session, by its main hash; None if it is gone."""
-    gone = int(float(raw[b"g"])) if b"g" in raw else None
-    if b"v" not in raw or (gone is not None and gone <= now):
+def pack_count(now: int, status: Status | None) -> bytes:
+    """The argument of `count.lua`."""
+    return struct.pack(">dB", now, _STATUSES.index(status))
+
+
+def pack_run_out(now: int, limit: int) -> bytes:
+    """The argument of `run_out.lua`."""
+    return struct.pack(">dd", now, limit)
+
+
+def found_by(key: Key, raw: dict[bytes, bytes], now: int) -> Found | None:
+    """A session as a listing shows it, by its main hash; None if it is gone."""
+    if b"v" not in raw or life.gone_by(raw[b"l"], now):
         return None
     if int(raw[b"f"]) > FORMAT:
         raise too_new(key, int(raw[b"f"]))
-    return Row(
-        started_at=int(raw[b"s"]),
-        active_at=int(raw[b"a"]),
-        gone_at=gone,
-        belongs_to=user_of(raw.get(b"b", b"")),
-        record_tag=raw[b"t"],
-        fields={decode(name[1:]): value for name, value in raw.items() if name.startswith(b".")},
-    )
+    fields = {decode(name[1:]): value for name, value in raw.items() if name.startswith(b".")}
+    row = life.row(raw[b"l"], raw.get(b"m", b""), raw.get(b"b", b""), raw[b"t"], fields)
+    return Found(key.id, row, int(raw[b"v"]))
 
 
 def unpack_found(flat: list[Any]) -> list[Place]:
     """The places that `find.lua` answers."""
     return [
-        Place(Cursor(int(float(active)), decode(id)), None if end is None else float(end), order or b"")
-        for id, active, end, order in zip(flat[::4], flat[1::4], flat[2::4], flat[3::4], strict=True)
+        Place(Cursor(int(at), decode(id)), status.decode(), None if gone is None else int(gone), order or b"")
+        for id, at, status, gone, order in zip(flat[::5], flat[1::5], flat[2::5], flat[3::5], flat[4::5], strict=True)
+    ]
+
+
+def unpack_run_out(flat: list[Any]) -> list[Place]:
+    """The places that `run_out.lua` answers: those of their ends."""
+    return [
+        Place(Cursor(int(at), decode(id)), "ended", None, order or b"")
+        for id, at, order in zip(flat[::3], flat[1::3], flat[2::3], strict=True)
     ]

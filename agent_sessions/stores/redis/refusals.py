@@ -9,6 +9,8 @@ from agent_sessions.errors import (
     FormatTooNewError,
     SessionBusyError,
     SessionConflictError,
+    SessionEndedError,
+    SessionExpiredError,
     SessionNotFoundError,
     StateLostError,
     StoreUnavailableError,
@@ -22,6 +24,8 @@ def raise_refused(key: Key, commit: Commit, reply: list[Any]) -> None:
     match reply[0]:
         case b"N":
             raise SessionNotFoundError(f"{key.kind} {key.id!r} is gone; nothing was stored")
+        case b"E":
+            raise over(key, by_the_clock=reply[1] == 1)
         case b"C":
             message = f"{key.kind} {key.id!r} was changed by another turn; nothing of this one was stored"
             raise SessionConflictError(message)
@@ -31,6 +35,24 @@ def raise_refused(key: Key, commit: Commit, reply: list[Any]) -> None:
         case b"B":
             message = f"{key.kind} {key.id!r} is held by {decode(reply[1])!r}; nothing was stored"
             raise SessionBusyError(message)
+
+
+def raise_not_amended(key: Key, reply: list[Any]) -> None:
+    """Raise if an amendment was refused."""
+    match reply[0]:
+        case b"N":
+            raise SessionNotFoundError(f"{key.kind} {key.id!r} does not exist, was deleted, or is past its time")
+        case b"E":
+            raise over(key, by_the_clock=reply[1] == 1)
+        case b"C":
+            raise SessionConflictError(f"the record of {key.kind} {key.id!r} has changed: read it again")
+
+
+def over(key: Key, *, by_the_clock: bool) -> SessionEndedError | SessionExpiredError:
+    """It has ended."""
+    if by_the_clock:
+        return SessionExpiredError(f"{key.kind} {key.id!r} has expired; nothing was stored")
+    return SessionEndedError(f"{key.kind} {key.id!r} has ended; nothing was stored")
 
 
 def state_lost(key: Key, id: bytes) -> StateLostError:

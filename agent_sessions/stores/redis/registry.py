@@ -16,7 +16,8 @@ class Registry(Struct, frozen=True):
     """What a key has, at one version: what its next commit must declare, and what need not be sent again."""
 
     version: Version
-    started_at: int
+    life: bytes
+    """As it is stored."""
     belongs_to: bytes
     logs: _Entries
     """Count, last and highest number given, by part id."""
@@ -38,12 +39,12 @@ class Registry(Struct, frozen=True):
         """When the collections that have entries changed last."""
         return {part_of(id): revision for id, (count, revision, _) in self.collections.items() if count}
 
-    def after(self, version: Version, belongs_to: bytes, changed: bytes) -> Registry:
+    def after(self, version: Version, life: bytes, belongs_to: bytes, changed: bytes) -> Registry:
         """The registry after a commit on it."""
         logs, collections, namespaces = _parse(changed)
         return Registry(
             version,
-            self.started_at,
+            life,
             belongs_to,
             self.logs | logs,
             self.collections | collections,
@@ -51,9 +52,9 @@ class Registry(Struct, frozen=True):
         )
 
 
-def unpack(version: Version, started_at: int, belongs_to: bytes, packed: bytes) -> Registry:
+def unpack(version: Version, life: bytes, belongs_to: bytes, packed: bytes) -> Registry:
     """What a reply says of a key."""
-    return Registry(version, started_at, belongs_to, *_parse(packed))
+    return Registry(version, life, belongs_to, *_parse(packed))
 
 
 def _parse(packed: bytes) -> tuple[_Entries, _Entries, _Entries]:

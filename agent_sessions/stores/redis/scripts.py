@@ -11,7 +11,11 @@ from hashlib import sha1
 from importlib import resources
 from typing import NamedTuple
 
+from msgspec import UNSET
+
 from agent_sessions.stores.base import (
+    ABSENT,
+    Amend,
     Commit,
     EntryRange,
     Known,
@@ -22,6 +26,8 @@ from agent_sessions.stores.base import (
     Version,
     Wanted,
 )
+from agent_sessions.stores.lifetime import Lifetime
+from agent_sessions.stores.redis import life
 from agent_sessions.stores.redis.keys import (
     KeyNames,
     decode,
@@ -31,7 +37,6 @@ from agent_sessions.stores.redis.keys import (
     part_of,
     unescape,
     user_id,
-    user_of,
 )
 from agent_sessions.stores.redis.registry import Registry
 
@@ -46,15 +51,16 @@ class Script(NamedTuple):
     sha: bytes
 
 
-def _load(name: str) -> Script:
+def _load(name: str, *pages: str) -> Script:
     folder = resources.files(__package__)
-    text = (folder / "common.lua").read_bytes() + (folder / f"{name}.lua").read_bytes()
+    text = b"".join((folder / f"{page}.lua").read_bytes() for page in ("common", *pages, name))
     return Script(text, sha1(text, usedforsecurity=False).hexdigest().encode())
 
 
-OPEN, COMMIT, RENEW, RELEASE, UNLOCK, DELETE, STATUS, FIND, COUNT, REPAIR, INDEX = map(
-    _load,
-    ("open", "commit", "renew", "release", "unlock", "delete", "status", "find", "count", "repair", "index"),
+OPEN, RELEASE, UNLOCK, STATUS = map(_load, ("open", "release", "unlock", "status"))
+COMMIT, AMEND, RENEW, DELETE, FIND, COUNT, RUN_OUT, REPAIR, INDEX = (
+    _load(name, "life", "places")
+    for name in ("commit", "amend", "renew", "delete", "find", "count", "run_out", "repair", "index")
 )
 
 ELSEWHERE = b"-"
@@ -185,9 +191,6 @@ class Head(NamedTuple):
     same: bool
     now: int
     version: Version
-    started_at: int
-    active_at: int
-    gone_at: int | None
     lease_until: int
     lease_since: int
     waiters: int
@@ -197,29 +200,26 @@ class Head(NamedTuple):
     belongs_to: bytes
     lease_owner: str
     """Empty: the caller itself."""
+    life: bytes
+    counters: bytes
 
     def row(self, fields: dict[str, bytes] | None) -> Row:
         """The row, of which the record's fields came apart."""
-        return Row(
-            started_at=self.started_at,
-            active_at=self.active_at,
-            gone_at=self.gone_at,
-            belongs_to=user_of(self.belongs_to),
-            record_tag=self.record_tag,
-            fields=fields,
-        )
+        return life.row(self.life, self.counters, self.belongs_to, self.record_tag, fields)
 
 
-_HEAD = struct.Struct(">BdddddddHI")
+_HEAD = struct.Struct(">BddddHI")
 
 
 def unpack_head(raw: bytes) -> Head:
     """Read a head."""
-    bits, now, revision, started, active, gone, until, since, waiters, again = _HEAD.unpack_from(raw)
+    bits, now, revision, until, since, waiters, again = _HEAD.unpack_from(raw)
     id, at = _short_string(raw, _HEAD.size)
     tag, at = _short_string(raw, at)
     belongs, at = _long_string(raw, at)
     owner, at = _long_string(raw, at)
+    packed_life, at = _long_string(raw, at)
+    counters, at = _long_string(raw, at)
     return Head(
         exists=bits & 1 != 0,
         continues=bits & 2 != 0,
@@ -228,9 +228,6 @@ def unpack_head(raw: bytes) -> Head:
         same=bits & 16 != 0,
         now=int(now),
         version=Version(int(revision), id),
-        started_at=int(started),
-        active_at=int(active),
-        gone_at=int(gone) if gone >= 0 else None,
         lease_until=int(until),
         lease_since=int(since),
         waiters=waiters,
@@ -238,6 +235,8 @@ def unpack_head(raw: bytes) -> Head:
         record_tag=tag,
         belongs_to=belongs,
         lease_owner=decode(owner),
+        life=packed_life,
+        counters=counters,
     )
 
 
@@ -335,13 +334,15 @@ def pack_commit(
     flags |= (_HOLDS if commit.hold_ms is not None else 0) | (_IS_MAINTENANCE if commit.maintenance else 0)
     flags |= _WAITS if waits else 0
     revision, commit_id = expected if expected is not None else (0, b"")
-    ttl = -1 if commit.ttl_ms is None else commit.ttl_ms
+    begins = life.pack_beginning(commit) if expected is None or expected == ABSENT else b""
     argv[0] = b"".join(
         (
             struct.pack(">d", now) + commit.id,
             struct.pack(">BdB", flags, revision, len(commit_id)) + commit_id,
-            struct.pack(">dd", commit.hold_ms or 0, ttl),
+            struct.pack(">d", commit.hold_ms or 0),
             *map(_string, (encode(commit.owner), belongs, declared, names.member, names.hashed)),
+            *map(_string, (life.pack_counters(commit.counters), begins)),
+            life.pack_lifetime(commit.lifetime),
             _COMMIT_NUMBERS.pack(
                 len(puts), len(commit.fields) - len(puts), len(namespaces), len(commit.logs), len(commit.collections)
             ),
@@ -352,11 +353,11 @@ def pack_commit(
 
 
 def _index_keys(names: KeyNames, declared: bytes) -> list[bytes]:
-    """The main key and the indexes, with those of a user if one is declared."""
+    """The main key and the index, with that of a user if one is declared."""
     if declared == ELSEWHERE:
         return [names.main]
-    keys = [names.main, names.active_index, names.gone_index]
-    return [*keys, *names.user_indexes(declared)] if declared else keys
+    keys = [names.main, names.index]
+    return [*keys, names.user_index(declared)] if declared else keys
 
 
 def all_keys(names: KeyNames, held: Registry | None, declared: bytes) -> list[bytes]:
@@ -409,28 +410,56 @@ class StoredHead(NamedTuple):
     version: Version
     previous: Version
     row: Row
+    previous_tag: bytes
     belongs_to: bytes
+    life: bytes
 
 
-_STORED = struct.Struct(">dddd")
+_STORED = struct.Struct(">d")
 
 
 def unpack_stored(raw: bytes, commit_id: bytes) -> StoredHead:
     """Read the answer."""
-    revision, active, started, gone = _STORED.unpack_from(raw)
+    (revision,) = _STORED.unpack_from(raw)
     previous, at = _short_string(raw, _STORED.size)
     tag, at = _short_string(raw, at)
+    previous_tag, at = _short_string(raw, at)
     belongs, at = _long_string(raw, at)
-    row = Row(
-        started_at=int(started),
-        active_at=int(active),
-        gone_at=int(gone) if gone >= 0 else None,
-        belongs_to=user_of(belongs),
-        record_tag=tag,
-        fields=None,
-    )
+    packed_life, at = _long_string(raw, at)
+    counters, at = _long_string(raw, at)
     before = Version(int(revision) - 1, previous)
-    return StoredHead(Version(int(revision), commit_id), before, row, belongs)
+    row = life.row(packed_life, counters, belongs, tag, None)
+    return StoredHead(Version(int(revision), commit_id), before, row, previous_tag, belongs, packed_life)
+
+
+# --------------------------------------------------------------------------------------------------- amend
+
+_EXPECTS_TAG, _IS_ACTIVITY, _IS_END, _HAS_LIFETIME, _HAS_OWN, _HAS_EXPIRY = 1, 2, 4, 8, 16, 32
+
+
+def pack_amend(names: KeyNames, now: int, amend: Amend, declared: bytes) -> list[bytes]:
+    """The arguments of `amend.lua`."""
+    puts = {name: value for name, value in amend.fields.items() if value is not None}
+    argv = [b""]
+    for name, value in puts.items():
+        argv += (b"." + encode(name), value)
+    argv += [b"." + encode(name) for name in amend.fields if name not in puts]
+    tag = amend.expected_tag
+    flags = (_EXPECTS_TAG if tag is not None else 0) | (_IS_ACTIVITY if amend.activity else 0)
+    flags |= (_IS_END if amend.end else 0) | (_HAS_LIFETIME if amend.lifetime is not None else 0)
+    flags |= (_HAS_OWN if amend.own is not None else 0) | (_HAS_EXPIRY if amend.expires_at is not UNSET else 0)
+    argv[0] = b"".join(
+        (
+            struct.pack(">d", now) + amend.id,
+            bytes((flags, len(tag or b""))) + (tag or b""),
+            *map(_string, (declared, names.member, life.pack_counters(amend.counters))),
+            _string(life.pack_own(amend.own or {})),
+            life.pack_time(None if amend.expires_at is UNSET else amend.expires_at),
+            life.pack_lifetime(amend.lifetime or Lifetime()),
+            struct.pack(">HH", len(puts), len(amend.fields) - len(puts)),
+        )
+    )
+    return argv
 
 
 # --------------------------------------------------------------------------------------------------- the small ones

@@ -10,11 +10,14 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, Self
 
+from msgspec import structs
 from redis.asyncio import Redis, RedisCluster
 
 from agent_sessions.clock import Clock
 from agent_sessions.stores.base import (
     ABSENT,
+    Amend,
+    Amended,
     Commit,
     CommitStatus,
     Committed,
@@ -26,11 +29,14 @@ from agent_sessions.stores.base import (
     Lease,
     LeaseWanted,
     Opened,
+    Order,
     Page,
     Version,
     Wanted,
 )
+from agent_sessions.stores.lifetime import Status
 from agent_sessions.stores.redis import answers, registry, scripts
+from agent_sessions.stores.redis import life as lives
 from agent_sessions.stores.redis.cluster_indexes import ClusterIndexes
 from agent_sessions.stores.redis.connections import (
     Clients,
@@ -42,9 +48,17 @@ from agent_sessions.stores.redis.connections import (
     by_url,
     clients,
 )
-from agent_sessions.stores.redis.indexes import Indexes, Listing
+from agent_sessions.stores.redis.indexes import Indexes, Listing, Stored
 from agent_sessions.stores.redis.keys import KeyNames, Names, decode
-from agent_sessions.stores.redis.refusals import raise_refused, state_lost, too_few_replicas, too_new, unsettled
+from agent_sessions.stores.redis.places import Stamp
+from agent_sessions.stores.redis.refusals import (
+    raise_not_amended,
+    raise_refused,
+    state_lost,
+    too_few_replicas,
+    too_new,
+    unsettled,
+)
 from agent_sessions.stores.redis.registry import Registry
 from agent_sessions.stores.redis.scripts import Script
 
@@ -262,14 +276,16 @@ class RedisStore:
 
         _, packed, fields, values, logs, entries, ranges = reply
         if not head.exists:
-            has = Registry(ABSENT, 0, b"", {}, {}, {})
+            has = Registry(ABSENT, b"", b"", {}, {}, {})
             self._forget(names)
         elif packed is not None:
-            has = registry.unpack(head.version, head.started_at, head.belongs_to, packed)
+            has = registry.unpack(head.version, head.life, head.belongs_to, packed)
             self._keep(names, has)
         else:
             assert held is not None
             has = held
+            if held.life != head.life:
+                self._keep(names, structs.replace(held, life=head.life))
         heads = has.heads()
         opened = Opened(
             now=head.now,
@@ -295,11 +311,11 @@ class RedisStore:
         if self._indexes.are_elsewhere and not commit.maintenance:
             held = self._registries.get(self._names.of(key).main)
             return await self._indexes.along(key, commit, held, partial(self._commit, key, commit))
-        committed = await self._commit(key, commit, False)
-        assert committed is not None
-        return committed
+        stored = await self._commit(key, commit, False)
+        assert stored is not None
+        return stored.committed
 
-    async def _commit(self, key: Key, commit: Commit, must_exist: bool) -> Committed | None:
+    async def _commit(self, key: Key, commit: Commit, must_exist: bool) -> Stored | None:
         """Commit, indexes aside if they are elsewhere. None: it was to exist, and does not."""
         names, waits, elsewhere = self._names.of(key), self._wait_replicas > 0, self._indexes.are_elsewhere
         for _ in range(_DECLARED_TRIES):
@@ -316,17 +332,18 @@ class RedisStore:
                 return None
             self._refuse_the_unreadable(key, reply)
             if reply[0] == b"R":
-                return answers.repeated(commit, int(reply[1]))
+                return Stored(answers.repeated(commit, int(reply[1])), b"")
             raise_refused(key, commit, reply)
             stored = scripts.unpack_stored(reply[0], commit.id)
             if held is not None and held.version == stored.previous:
-                self._keep(names, held.after(stored.version, stored.belongs_to, reply[1]))
+                self._keep(names, held.after(stored.version, stored.life, stored.belongs_to, reply[1]))
             elif stored.previous == ABSENT:
-                started_at = stored.row.started_at
-                self._keep(names, registry.unpack(stored.version, started_at, stored.belongs_to, reply[1]))
+                self._keep(names, registry.unpack(stored.version, stored.life, stored.belongs_to, reply[1]))
             else:
                 self._forget(names)
-            return Committed(stored.version, stored.previous, stored.row, registry.log_heads(reply[1]))
+            heads = registry.log_heads(reply[1])
+            committed = Committed(stored.version, stored.previous, stored.row, stored.previous_tag, heads)
+            return Stored(committed, stored.life)
         raise unsettled(key)
 
     async def _run_and_wait(self, keys: list[bytes], argv: list[bytes]) -> list[Any]:
@@ -337,6 +354,31 @@ class RedisStore:
         if is_stored and reached < wanted:
             raise too_few_replicas(reached, wanted)
         return list(reply)
+
+    async def amend(self, key: Key, amend: Amend) -> Amended:
+        """See `Store.amend`."""
+        if len(amend.id) != 8:
+            raise ValueError("the id of an amendment has 8 bytes")
+        names = self._names.of(key)
+        held = self._registries.get(names.main)
+        for _ in range(_DECLARED_TRIES):
+            declared = self._declares(held)
+            argv = scripts.pack_amend(names, self._now(), amend, declared)
+            reply = await self._run(scripts.AMEND, scripts.all_keys(names, held, declared), argv)
+            if reply[0] == b"K":
+                held = answers.declared(reply)
+                continue
+            self._refuse_the_unreadable(key, reply)
+            raise_not_amended(key, reply)
+            now, changed, revision, life, counters, tag, belongs_to, flat = reply
+            known = self._registries.get(names.main)
+            if known is not None and known.life:
+                self._keep(names, structs.replace(known, life=life))
+            if self._indexes.are_elsewhere and changed:
+                await self._indexes.amended(key, Stamp.of(life, belongs_to or b""))
+            row = lives.row(life, counters, belongs_to or b"", tag, scripts.unpack_fields(flat))
+            return Amended(int(now), row, bool(changed), int(revision))
+        raise unsettled(key)
 
     async def commit_status(self, key: Key, commit_id: bytes, *, since: Version) -> CommitStatus:
         """See `Store.commit_status`."""
@@ -401,15 +443,23 @@ class RedisStore:
         kind: Kind,
         *,
         belongs_to: str | None = None,
+        status: Status | None = None,
+        order: Order = "activity",
         limit: int = 50,
         cursor: Cursor | None = None,
     ) -> Page:
         """See `Store.find`."""
-        return await self._indexes.find(Listing(tenant, kind, belongs_to), limit, cursor)
+        return await self._indexes.find(Listing(tenant, kind, belongs_to, status, order), limit, cursor)
 
-    async def count(self, tenant: str, kind: Kind, *, belongs_to: str | None = None) -> int:
+    async def count(
+        self, tenant: str, kind: Kind, *, belongs_to: str | None = None, status: Status | None = None
+    ) -> int:
         """See `Store.count`."""
-        return await self._indexes.count(Listing(tenant, kind, belongs_to))
+        return await self._indexes.count(Listing(tenant, kind, belongs_to, status))
+
+    async def run_out(self, tenant: str, kind: Kind, *, limit: int = 100) -> Page:
+        """See `Store.run_out`."""
+        return await self._indexes.run_out(Listing(tenant, kind), limit)
 
     async def scan(self, *, limit: int = 100, cursor: bytes | None = None) -> Keys:
         """See `Store.scan`. A session that has lost its places in the listings has them again afterwards."""

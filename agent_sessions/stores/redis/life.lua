@@ -1,0 +1,116 @@
+-- ------------------------------------------------------------------------------------------------- the life of a session
+
+-- When it is idle, has ended, and is gone: word for word what `stores/lifetime.py` and `stores/life.py` say, which is
+-- what the stores in Python do. What is None there is INFINITY here.
+--
+-- It is stored in 13 numbers of 6 bytes: gone at, idle at, ends at; started at, active at, ended at, expires at; its
+-- lifetime, of five; and how many times the place of the session changed. Then a byte tells which of the lifetime are
+-- the session's own, and these follow, 6 bytes each.
+
+local LIFETIME = {'idle', 'end', 'absolute', 'ttl', 'retention'}
+
+local function unpack_own(packed, at)
+  local own, which = {}, nil
+  which, at = struct.unpack('>B', packed, at)
+  for i, name in ipairs(LIFETIME) do
+    if bit.band(which, 2 ^ (i - 1)) ~= 0 then
+      own[name], at = struct.unpack('>I6', packed, at)
+      own[name] = time_of(own[name])
+    end
+  end
+  return own, at
+end
+
+local function unpack_lifetime(packed, at)
+  local lifetime = {}
+  for _, name in ipairs(LIFETIME) do
+    lifetime[name], at = struct.unpack('>I6', packed, at)
+    lifetime[name] = time_of(lifetime[name])
+  end
+  return lifetime, at
+end
+
+local function unpack_life(packed)
+  local gone, idle, ends, started, active, ended, expires, at = struct.unpack('>I6I6I6I6I6I6I6', packed)
+  local l = {
+    gone = time_of(gone), idle = time_of(idle), ends = time_of(ends), started = started, active = active,
+    ended = time_of(ended), expires = time_of(expires),
+  }
+  l.lifetime, at = unpack_lifetime(packed, at)
+  l.writes, at = struct.unpack('>I6', packed, at)
+  l.own = unpack_own(packed, at)
+  return l
+end
+
+local function pack_life(l)
+  local t, which, own = l.lifetime, 0, ''
+  for i, name in ipairs(LIFETIME) do
+    if l.own[name] then
+      which, own = which + 2 ^ (i - 1), own .. struct.pack('>I6', stored(l.own[name]))
+    end
+  end
+  return struct.pack('>I6I6I6I6I6I6I6I6I6I6I6I6I6B', stored(l.gone), stored(l.idle), stored(l.ends), stored(l.started),
+    stored(l.active), stored(l.ended), stored(l.expires), stored(t.idle), stored(t['end']), stored(t.absolute),
+    stored(t.ttl), stored(t.retention), l.writes, which) .. own
+end
+
+local function status_of(l, now)
+  if l.ends <= now then return 'ended' end
+  return l.idle <= now and 'idle' or 'active'
+end
+
+-- The end by the clock alone: the given one, or that of its age.
+local function expiry(l)
+  return math.min(l.expires, l.started + l.lifetime.absolute)
+end
+
+-- The stamps of an activity: idle at, ends at, gone at. Until `busy` it is neither idle nor gone, nor does it end by
+-- idling.
+local function stamps(l, busy)
+  local t = l.lifetime
+  local idle = math.max(busy, l.active + t.idle)
+  local idled_out = math.max(busy, idle + t['end'])
+  local faded = math.max(busy, l.active + t.ttl)
+  local ends = math.min(l.ended, expiry(l), idled_out)
+  local gone = (ends == INFINITY or faded < ends) and faded or ends + t.retention
+  ends = math.min(ends, gone)
+  return math.min(idle, ends), ends, gone
+end
+
+-- Stamps it by a lifetime, but for what it has of its own.
+local function stamp(l, lifetime)
+  l.lifetime = {}
+  for _, name in ipairs(LIFETIME) do l.lifetime[name] = l.own[name] or lifetime[name] end
+  l.idle, l.ends, l.gone = stamps(l, 0)
+end
+
+-- Somebody is known to work on it until then: none of its stamps gets nearer.
+local function prolong(l, till)
+  local idle, ends, gone = stamps(l, till)
+  l.idle, l.ends, l.gone = math.max(l.idle, idle), math.max(l.ends, ends), math.max(l.gone, gone)
+end
+
+-- The refusal of what is done to one that has ended; nil if it has not. It has expired if it ended by the clock.
+local function ended(l, now)
+  if status_of(l, now) ~= 'ended' then return nil end
+  return {'E', l.ends == expiry(l) and 1 or 0}
+end
+
+-- ------------------------------------------------------------------------------------------------- counters
+
+local function add_counters(packed, more)
+  if more == '' then return packed end
+  local order, numbers = {}, {}
+  for _, some in ipairs({packed, more}) do
+    local at = 1
+    while at <= #some do
+      local name, number
+      name, number, at = struct.unpack('>I2c0d', some, at)
+      if not numbers[name] then order[#order + 1] = name end
+      numbers[name] = (numbers[name] or 0) + number
+    end
+  end
+  local sums = {}
+  for i, name in ipairs(order) do sums[i] = struct.pack('>I2c0d', #name, name, numbers[name]) end
+  return table.concat(sums)
+end
