@@ -26,7 +26,6 @@ import msgspec
 from msgspec import Struct, field
 
 from .background import portal, uncancelled
-from .codec.unreadable import unreadable
 from .errors import (
     CommitUnknownError,
     SessionBusyError,
@@ -252,7 +251,7 @@ class _Run:
             whole = await read_whole(self._source, key, seen)
             if whole is None:
                 return "gone", ""
-            _refuse_unreadable(whole)
+            whole.content.refuse_unreadable("it")
             held = await read_whole(self._target, key, there)
             if held is not None and key in _JOINED:
                 return await self._join(key, whole, held)
@@ -328,12 +327,6 @@ class _Run:
             await store_delete(self._target, key, LEASE_MS)
         finally:
             await self._target.release(key, owner)
-
-
-def _refuse_unreadable(whole: Whole) -> None:
-    for what, data in whole.content.pieces():
-        if (problem := unreadable(data)) is not None:
-            raise type(problem)(f"{what}: {problem.message}")
 
 
 def _done(there: Opened) -> Outcome:

@@ -34,6 +34,7 @@ class Copying(TenantSessions):
 
         Raises:
             SessionNotFoundError: There is no such session.
+            DecryptionError: Something of it can't be decrypted here.
             SessionExistsError: There is one of the new id.
             SessionConflictError: Its user is being erased.
         """
@@ -81,6 +82,7 @@ class Copying(TenantSessions):
         whole = await read_whole(self.store, await self._owned(session_id))
         if whole is None:
             raise SessionNotFoundError(f"there is no session {session_id!r}")
+        whole.content.refuse_unreadable(f"session {session_id!r}")
         return whole
 
     async def _bring(self, key: Key, content: Content, revision: int, *, as_new: bool) -> SessionRecord:

@@ -8,6 +8,7 @@ from typing import Any
 
 from msgspec import Struct
 
+from ..codec.unreadable import unreadable
 from ..errors import SessionConflictError
 from .base import (
     ABSENT,
@@ -64,6 +65,16 @@ class Content(Discreet, Struct):
     def size(self) -> int:
         """The bytes of all pieces."""
         return sum(len(data) for _, data in self.pieces())
+
+    def refuse_unreadable(self, copied: str) -> None:
+        """Raise if something in it can't be decrypted: a copy would not be one.
+
+        Raises:
+            DecryptionError, FormatTooNewError: The message begins with what was to be `copied`.
+        """
+        for what, data in self.pieces():
+            if (problem := unreadable(data)) is not None:
+                raise type(problem)(f"{copied} can't be copied: {what}: {problem.message}", field=what)
 
     def commit(
         self, lifetime: Lifetime, *, commits_before: int = 0, as_new: bool = False, id: bytes | None = None
