@@ -11,9 +11,22 @@ from agent_sessions import MemoryStore, SessionManager, Settings
 from agent_sessions.stores.base import Store
 from agent_sessions.stores.sqlite import SQLiteStore
 from agent_sessions.testing import FakeClock
+from tests.lifecycle import raw
 
-Everywhere = Callable[..., SessionManager]
-"""Makes a manager as another process would have it: with a cache of its own, over the same stored sessions."""
+
+class Everywhere:
+    """Makes managers as other processes would have them: with caches of their own, over the same stored sessions."""
+
+    def __init__(self, open_store: Callable[[], Store], raw: Callable[[], bytes]) -> None:
+        self._open_store = open_store
+        self.raw = raw
+        """All that the backend holds."""
+        self.stores: list[Store] = []
+
+    def __call__(self, **settings: object) -> SessionManager:
+        """A manager with these settings."""
+        self.stores.append(self._open_store())
+        return SessionManager(self.stores[-1], settings=Settings.model_validate(settings))
 
 
 @pytest.fixture
@@ -24,31 +37,30 @@ def clock() -> FakeClock:
 
 @pytest.fixture(params=["memory", "sqlite", "redis", "redis-cluster", "dynamodb"])
 async def everywhere(request: pytest.FixtureRequest, tmp_path: Path, clock: FakeClock) -> AsyncIterator[Everywhere]:
-    """Make managers over one backend, with the settings given."""
-    opened: list[Store] = []
-
-    def make(**settings: object) -> SessionManager:
-        if request.param == "memory":
-            store: Store = opened[0] if opened else MemoryStore(clock)
-        elif request.param == "sqlite":
-            store = SQLiteStore(tmp_path / "sessions.db", clock=clock)
-        elif request.param == "dynamodb":
-            store = dynamodb.store(clock)
-        else:
-            from agent_sessions.stores.redis import RedisStore
-
-            store = RedisStore.from_url(url, cluster=request.param == "redis-cluster", prefix="life:", clock=clock)
-        opened.append(store)
-        return SessionManager(store, settings=Settings.model_validate(settings))
-
-    if request.param == "dynamodb":
-        dynamodb = request.getfixturevalue("dynamodb")
-    elif request.param == "redis":
-        url = request.getfixturevalue("redis_url")
-    elif request.param == "redis-cluster":
-        cluster = request.getfixturevalue("redis_cluster")
-        cluster.flush()
-        url = cluster.url
-    yield make
-    for store in opened:
+    """Make managers over one backend."""
+    made = _over(request.param, request, tmp_path / "sessions.db", clock)
+    yield made
+    for store in made.stores:
         await store.aclose()
+
+
+def _over(backend: str, request: pytest.FixtureRequest, path: Path, clock: FakeClock) -> Everywhere:
+    if backend == "memory":
+        memory = MemoryStore(clock)
+        return Everywhere(lambda: memory, lambda: raw.of_memory(memory))
+    if backend == "sqlite":
+        return Everywhere(lambda: SQLiteStore(path, clock=clock), lambda: raw.of_sqlite(path))
+    if backend == "dynamodb":
+        table = request.getfixturevalue("dynamodb")
+        return Everywhere(lambda: table.store(clock), lambda: raw.of_dynamodb(table))
+    from agent_sessions.stores.redis import RedisStore
+
+    if backend == "redis":
+        url = request.getfixturevalue("redis_url")
+        return Everywhere(lambda: RedisStore.from_url(url, prefix="life:", clock=clock), lambda: raw.of_redis(url))
+    cluster = request.getfixturevalue("redis_cluster")
+    cluster.flush()
+    return Everywhere(
+        lambda: RedisStore.from_url(cluster.url, cluster=True, prefix="life:", clock=clock),
+        lambda: b"".join(raw.of_redis(f"redis://127.0.0.1:{node.port}") for node in cluster.nodes),
+    )

@@ -320,7 +320,7 @@ def test_what_runs_at_exit_may_store_and_close(path: Path) -> None:
         cwd=Path(__file__).parents[2],
     )
     assert (process.stdout, process.stderr) == ("saved\n", "")
-    assert query(path, "SELECT id, revision FROM keys") == [("s", 2)]
+    assert query(path, "SELECT id, revision FROM keys WHERE kind = 'session'") == [("s", 2)]
 
 
 # --------------------------------------------------------------------------------------------------- waiting

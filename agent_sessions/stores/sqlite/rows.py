@@ -92,6 +92,7 @@ def bury(tx: Transaction, key: Key, k: int) -> None:
     tx.run("DELETE FROM keys WHERE k = ?", k)
     tx.run("DELETE FROM record WHERE k = ?", k)
     tx.run("INSERT INTO dead VALUES (?)", k)
+    tx.buried = True
     tally(tx, key, -1)
 
 

@@ -15,6 +15,9 @@ EVERY_S = 60.0
 SOON_S = 0.05
 """The pause before the next sweep, and before the next step of one that is not at its end."""
 
+AT_THE_END_S = 1.0
+"""So long it takes at most to sweep, before the file is closed, what was deleted just now."""
+
 _STEP_S = 0.002
 _KEYS_AT_ONCE = 24
 _ROWS_AT_ONCE = 16

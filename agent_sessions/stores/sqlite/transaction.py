@@ -22,7 +22,7 @@ class Waiter(NamedTuple):
 class Transaction:
     """A transaction, its one moment, and what is to be done after it."""
 
-    __slots__ = ("_connection", "handed_over", "now", "waiting")
+    __slots__ = ("_connection", "buried", "handed_over", "now", "waiting")
 
     def __init__(self, connection: sqlite3.Connection, now: int) -> None:
         self._connection = connection
@@ -31,6 +31,8 @@ class Transaction:
         """Owners that were given a lease without asking: if they wait in this process, they are woken directly."""
         self.waiting: list[Waiter] = []
         """Those to wake when it is their turn."""
+        self.buried = False
+        """Whether a key was taken away whose parts are still there."""
 
     def one(self, sql: str, *arguments: Any) -> tuple[Any, ...] | None:
         """The first row of a query."""

@@ -87,6 +87,7 @@ class Worker:
         self._syncs: bool | None = None
         self._data_version = -1
         self._poll_at = self._sweep_at = 0.0
+        self._buried = False
         self._stopping = False
         self._ended: Callable[[], None] | None = None
         self.gate = threading.Lock()
@@ -122,6 +123,7 @@ class Worker:
             with self.gate:
                 self._serve(arrived)
         with self.gate:
+            self._finish_sweeping()
             self.disconnect()
         with _registering:
             _workers.discard(self)
@@ -164,7 +166,7 @@ class Worker:
             self._look_for_the_waiting()
             self._poll_at = now + POLL_S
         if self._connection is not None and now >= self._sweep_at and not self._blocked:
-            more = self._sweep()
+            self._buried = more = self._sweep()
             self._sweep_at = now + (sweeping.SOON_S if more else _random.uniform(0.5, 1.5) * sweeping.EVERY_S)
 
     # ------------------------------------------------------------------------------------------------ jobs
@@ -186,6 +188,8 @@ class Worker:
         for job, result in zip(jobs, results, strict=True):
             refused = isinstance(result, SessionError)
             _settle(job, None if refused else result, result if refused else None)
+        if tx.buried:
+            self._buried, self._sweep_at = True, min(self._sweep_at, time.monotonic() + sweeping.SOON_S)
         self._waiting += tx.waiting
         if tx.handed_over and self._waiting:
             self._wake(lambda waiter: waiter.owner in tx.handed_over)
@@ -281,6 +285,12 @@ class Worker:
         for waiter in filter(who, self._waiting):
             _on(waiter.loop, _resolve, waiter.woken, None, None)
         self._waiting = [waiter for waiter in self._waiting if not who(waiter)]
+
+    def _finish_sweeping(self) -> None:
+        """What was deleted is to be gone from the file when it is closed."""
+        end = time.monotonic() + sweeping.AT_THE_END_S
+        while self._buried and self._connection is not None and time.monotonic() < end:
+            self._buried = self._sweep()
 
     def _sweep(self) -> bool:
         """Remove a little of what is past its time. True: there is more."""
