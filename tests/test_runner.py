@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pydantic import BaseModel
 
 from agent_sessions import (
     Activation,
@@ -40,6 +41,12 @@ __all__ = ["make_manager", "manager"]
 
 class Fault(Exception):
     """What an agent may raise."""
+
+
+class Person(BaseModel):
+    """What a caller may hand to an agent."""
+
+    name: str
 
 
 async def count(prompt: str, session: Session) -> str:
@@ -417,9 +424,20 @@ async def test_a_run_whose_process_died_is_abandoned_after_its_lease(make_manage
         ("a\ud800b", "a?b", True),
         ({"a": [1, None]}, {"a": [1, None]}, False),
         (object, "<type>", True),
-        (["\ud800"], "['\\ud800']", True),
+        (["\ud800", object], '["\\ud800", "<type>"]', True),
+        ({"a": Person(name="Ann")}, '{"a":{"name":"Ann"}}', True),
     ],
-    ids=["16 KiB", "more", "of two bytes", "of four bytes", "surrogate", "data", "no data", "surrogate inside"],
+    ids=[
+        "16 KiB",
+        "more",
+        "of two bytes",
+        "of four bytes",
+        "surrogate",
+        "data",
+        "no data",
+        "surrogate inside",
+        "model",
+    ],
 )
 async def test_payload_and_response_are_kept_up_to_16_kib(given: Any, kept: Any, cut: bool) -> None:
     runner = Runner(SessionManager(MemoryStore()))

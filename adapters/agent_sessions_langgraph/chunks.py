@@ -12,7 +12,7 @@ from langgraph.checkpoint.serde.base import SerializerProtocol
 
 from agent_sessions.stores.base import Key
 
-from .prints import Prints, Templates, prints_of
+from .prints import Prints, Templates, are_prints_of, prints_of
 
 Pair = tuple[str, bytes]
 """What a serializer makes of a value: the name of its format, and bytes."""
@@ -85,7 +85,7 @@ class Chunk:
         return items
 
     def _is_intact(self, serde: SerializerProtocol) -> bool:
-        return self._templates is not None and prints_of(self._shared or [], serde) == self._templates.prints
+        return self._templates is not None and are_prints_of(self._templates.prints, self._shared or [], serde)
 
     def prints(self, serde: SerializerProtocol) -> Prints:
         """The prints of all its items."""

@@ -22,7 +22,7 @@ from msgspec import Struct
 from agent_sessions.stores.base import Key
 
 from .chunks import Chunk, ListName, Pair, Piece, Segments, cache
-from .prints import Prints, joined, prints_of
+from .prints import Prints, are_prints_of, joined, prints_of
 
 MERGED = 16
 """So many segments of one level at the end of a list are written again as one of the next level."""
@@ -86,12 +86,18 @@ class Lists:
 
     def encoded(self, session: Key, value: list[Any], base: Sequence[Piece]) -> EncodedList:
         """Encode a list as it is now, as what is new in it after the version in these pieces."""
-        prints = prints_of(value, self.serde)
         stored = joined([piece.chunk.prints(self.serde)[piece.start : piece.stop] for piece in base])
+        prints = self._prints(value, stored)
         pieces: list[Piece] = []
         for run in _merged(_runs(prints, stored, base)):
             pieces += self._written(session, value, prints, run) if run.piece is None else [run.piece]
         return EncodedList(value.copy(), tuple(piece.segment for piece in base), pieces)
+
+    def _prints(self, value: list[Any], stored: Prints) -> Prints:
+        """The prints of a list as it is now, which has probably grown since it was stored."""
+        if are_prints_of(stored, value[: len(stored)], self.serde):
+            return joined([stored, prints_of(value[len(stored) :], self.serde)])
+        return prints_of(value, self.serde)
 
     def _written(self, session: Key, value: list[Any], prints: Prints, run: Run) -> list[Piece]:
         """New chunks of the items of a run."""

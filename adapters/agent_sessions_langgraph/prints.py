@@ -27,7 +27,7 @@ _STRICT = (
     | ormsgpack.OPT_PASSTHROUGH_UUID
 )
 _pack, _unpack, _set = ormsgpack.packb, ormsgpack.unpackb, object.__setattr__
-_extra_of = attrgetter("__pydantic_extra__")
+_fields_of, _extra_of = attrgetter("__dict__"), attrgetter("__pydantic_extra__")
 
 
 class Prints(Struct, frozen=True):
@@ -74,6 +74,30 @@ def joined(parts: Sequence[Prints]) -> Prints:
     return Prints(classes, packed)
 
 
+def are_prints_of(prints: Prints, items: Sequence[Any], serde: SerializerProtocol) -> bool:
+    """Whether these are the prints of items as they are now. Packing all at once takes half as long as each."""
+    if len(prints) != len(items):
+        return False
+    try:
+        return _are_of_plain_messages(prints, items)
+    except TypeError:
+        return prints_of(items, serde) == prints
+
+
+def _are_of_plain_messages(prints: Prints, items: Sequence[Any]) -> bool:
+    classes = _classes_of_plain_messages(items)
+    if classes != prints.classes:
+        return False
+    expected = b"".join(prints.packed)
+    packed = _pack(list(map(_fields_of, items)), None, _STRICT)
+    # A list is a header and its items one after another; of so many items, the header is the same.
+    return len(packed) - len(expected) == _header_size(len(items)) and packed.endswith(expected)
+
+
+def _header_size(length: int) -> int:
+    return 1 if length < 16 else 3 if length < 65_536 else 5
+
+
 def prints_of(items: Sequence[Any], serde: SerializerProtocol) -> Prints:
     """The prints of items as they are now."""
     try:
@@ -84,10 +108,14 @@ def prints_of(items: Sequence[Any], serde: SerializerProtocol) -> Prints:
 
 def _of_plain_messages(items: Sequence[Any]) -> Prints:
     """The prints of messages, nearly always all there is; `TypeError` if there is anything else."""
-    classes: list[type | None] = [type(item) for item in items]
+    return Prints(_classes_of_plain_messages(items), [_pack(item.__dict__, None, _STRICT) for item in items])
+
+
+def _classes_of_plain_messages(items: Sequence[Any]) -> list[type | None]:
+    classes: list[type | None] = list(map(type, items))
     if not all(map(_is_message, set(classes))) or any(map(_extra_of, items)):
         raise TypeError
-    return Prints(classes, [_pack(item.__dict__, None, _STRICT) for item in items])
+    return classes
 
 
 def _of_each(items: Sequence[Any], serde: SerializerProtocol) -> tuple[list[type | None], list[bytes]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import secrets
 from dataclasses import dataclass, field, replace
@@ -9,7 +10,7 @@ from datetime import UTC, datetime, timedelta
 from functools import partial
 from typing import Any, Literal, NamedTuple
 
-import pydantic
+import pydantic_core
 
 from .. import codec
 from ..background import spawn
@@ -194,12 +195,20 @@ def _without_text(activation: Activation) -> Activation:
 def _text_of(value: Any) -> str:
     """A text for what can't be kept as it is. Of an object that is no data, its type: who knows what it holds."""
     try:
-        if isinstance(value, pydantic.BaseModel):
-            return value.model_dump_json()
-        if isinstance(value, dict | list | tuple | set | frozenset | int | float | bytes):
-            return str(value)
+        text = _json_of(value)
     except Exception:
-        pass  # it has none
+        return _type_of(value)  # it has none
+    return text[1:-1] if text.startswith('"') else text
+
+
+def _json_of(value: Any) -> str:
+    try:
+        return pydantic_core.to_json(value, bytes_mode="base64", fallback=_type_of).decode()
+    except pydantic_core.PydanticSerializationError:  # half of a surrogate pair, for example
+        return json.dumps(value, default=_type_of)
+
+
+def _type_of(value: Any) -> str:
     return f"<{type(value).__name__}>"
 
 
