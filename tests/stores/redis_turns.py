@@ -18,6 +18,7 @@ from agent_sessions.stores.base import (
     Store,
     Wanted,
 )
+from agent_sessions.stores.lifetime import Lifetime
 
 KEY = Key("default", "session", "s-1")
 LOG = Part("openai", "items")
@@ -26,8 +27,18 @@ CHECKPOINTS = Part("langgraph", "checkpoints")
 EVERYTHING = Wanted(logs=[LogWanted(LOG)], entries=[(CHECKPOINTS, "a")], ranges=[EntryRange(CHECKPOINTS)])
 
 
-def change(**changes: Any) -> Commit:
-    return Commit(**{"id": os.urandom(8), "owner": "us", "expected": None, "ttl_ms": 600_000, **changes})
+MEMBERS = 5
+"""How many members a session has in an index."""
+
+
+def change(ttl_ms: int | None = 600_000, **changes: Any) -> Commit:
+    lifetime = Lifetime(ttl_ms=ttl_ms)
+    return Commit(**{"id": os.urandom(8), "owner": "us", "expected": None, "lifetime": lifetime, **changes})
+
+
+def score(shelf: int, time: int) -> int:
+    """In an index (places.lua)."""
+    return (shelf << 48) + time
 
 
 def everything(**changes: Any) -> Commit:

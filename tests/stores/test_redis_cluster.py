@@ -17,7 +17,8 @@ import pytest
 from redis.asyncio import RedisCluster as RedisClusterClient
 
 from agent_sessions.errors import InvalidError, SessionError, StoreUnavailableError
-from agent_sessions.stores.base import ABSENT, Key, Known, LogChange, LogWanted, Part, Store, Wanted
+from agent_sessions.stores.base import ABSENT, Amend, Key, Known, LogChange, LogWanted, Part, Store, Wanted
+from agent_sessions.stores.lifetime import Lifetime, Status
 from agent_sessions.stores.redis import RedisStore
 from agent_sessions.stores.redis.connections.cluster import slot_of
 from agent_sessions.stores.redis.keys import KeyNames
@@ -28,10 +29,11 @@ from agent_sessions.testing import FakeClock
 from tests.redis_cluster import RedisCluster
 from tests.redis_server import RedisServer
 
-from .redis_turns import EVERYTHING, KEY, LOG, change, everything, lease, start_turn
+from .redis_turns import EVERYTHING, KEY, LOG, MEMBERS, change, everything, lease, score, start_turn
 
 MAIN = "ak:sessions:s{default/s-1}"
 INDEX = "ak:sessions:{s@default}"
+ENTERED, BY_ACTIVITY, IDLE_BY_ACTIVITY, GOES = 0, 1, 2, 10  # shelves (places.lua)
 
 
 @pytest.fixture
@@ -97,7 +99,7 @@ async def test_all_keys_of_a_session_and_all_indexes_of_a_tenant_share_a_slot(
 ) -> None:
     await store.commit(KEY, everything(belongs_to="ann"))
     names = cluster.keys()
-    assert len(names) == 10
+    assert len(names) == 8
     assert {cluster.nodes[0].raw("CLUSTER", "KEYSLOT", name) for name in names} == {
         cluster.nodes[0].raw("CLUSTER", "KEYSLOT", place) for place in (MAIN, INDEX)
     }
@@ -367,7 +369,7 @@ async def test_places_of_evicted_sessions_leave_the_listing_when_they_are_a_minu
     await store.aclose()
 
 
-@pytest.mark.parametrize("which", [":a", ":g", ":x", "/ann:a", "/ann:g"])
+@pytest.mark.parametrize("which", [":i", ":x", "/ann:i"])
 async def test_an_index_that_was_deleted_comes_back_with_the_turns(
     store: RedisStore, other: RedisStore, cluster: RedisCluster, which: str
 ) -> None:
@@ -406,10 +408,14 @@ async def test_a_place_that_a_crash_left_behind_is_put_right_by_the_listing_that
         await store.commit(key(f"s-{number}"), change(ttl_ms=1000_000))
         clock.advance(10)
     now = clock.now_ms()
-    cluster.command("ZADD", f"{INDEX}:a", now - 500_000, "s-7")  # its last turn did not get here
-    cluster.command("ZADD", f"{INDEX}:g", now - 1, "s-7")
-    cluster.command("ZADD", f"{INDEX}:a", now, "s-2")  # this turn was moved, and then refused
-    cluster.command("ZADD", f"{INDEX}:g", -now - 60_000, "s-5")  # it was entered and made, and no more
+    places = [
+        (BY_ACTIVITY, now - 500_000, "as-7"),  # its last turn did not get here
+        (GOES, now - 1, "gs-7"),
+        (BY_ACTIVITY, now, "as-2"),  # this turn was moved, and then refused
+        (ENTERED, now + 60_000, "gs-5"),  # it was entered and made, and no more
+    ]
+    for shelf, at, member in places:
+        cluster.command("ZADD", f"{INDEX}:i", score(shelf, at), member)
     assert await store.count("default", "session") == 7
     assert await paged(store, 2) == ["s-8", "s-6", "s-5", "s-4", "s-3", "s-2", "s-1", "s-0", "s-7"]
     assert await paged(store, 2) == [f"s-{number}" for number in range(8, -1, -1)]
@@ -438,12 +444,12 @@ async def test_an_end_that_a_crash_left_behind_is_put_right_by_the_count_that_me
         await store.commit(key(f"s-{number}"), change(ttl_ms=100_000))
     clock.advance(99)
     await store.commit(key("s-1"), change(ttl_ms=1000_000))
-    cluster.command("ZADD", f"{INDEX}:g", clock.now_ms() + 1000, "s-1")
+    cluster.command("ZADD", f"{INDEX}:i", score(GOES, clock.now_ms() + 1000), "gs-1")
     clock.advance(1)
     assert await store.count("default", "session") == 0
     clock.advance(60)
     assert await store.count("default", "session") == 1
-    assert cluster.command("ZCARD", f"{INDEX}:a") == cluster.command("ZCARD", f"{INDEX}:g") == 1
+    assert cluster.command("ZCARD", f"{INDEX}:i") == MEMBERS
     await store.aclose()
 
 
@@ -457,8 +463,8 @@ async def test_indexes_that_nobody_lists_do_not_grow_for_ever(
         await store.commit(key(f"s-{number}"), change(ttl_ms=1000, belongs_to="ann"))
         clock.advance(2)
     await asyncio.sleep(0.1)
-    assert cluster.command("ZCARD", f"{INDEX}:a") < 150
-    assert cluster.command("ZCARD", f"{INDEX}/ann:g") < 150
+    assert cluster.command("ZCARD", f"{INDEX}:i") < 150 * MEMBERS
+    assert cluster.command("ZCARD", f"{INDEX}/ann:i") < 150 * MEMBERS
     assert cluster.command("HLEN", f"{INDEX}:x") < 150
     await store.aclose()
 
@@ -471,15 +477,15 @@ async def test_a_late_change_of_a_place_does_not_undo_a_later_one(cluster: Redis
     started, now = made.row.started_at, clock.now_ms()
     await store.commit(KEY, change(expected=made.version, ttl_ms=2000_000))
     names = KeyNames(b"ak:sessions:", KEY)
-    keys = [names.active_index, names.gone_index, names.orders]
-    for what, revision in (("M", 1), ("S", 1), ("L", 1)):
-        late = Change(what.encode(), names.member, Order(started, revision), 1, 1)  # type: ignore[arg-type]
-        cluster.owner(INDEX).raw("EVAL", INDEX_SCRIPT.text, 3, *keys, pack_now(now + 5000), *late.packed())
-        assert int(cluster.command("ZSCORE", f"{INDEX}:g", "s-1")) == now + 2000_000, what
+    keys, life = [names.index, names.orders], cluster.command("HGET", MAIN, "l")
+    for what, writes in (("M", 1), ("S", 1), ("L", 1)):
+        late = Change(what.encode(), names.member, Order(started, writes), life)  # type: ignore[arg-type]
+        cluster.owner(INDEX).raw("EVAL", INDEX_SCRIPT.text, 2, *keys, pack_now(now + 5000), *late.packed())
+        assert int(cluster.command("ZSCORE", f"{INDEX}:i", "gs-1")) == score(GOES, now + 2000_000), what
     await store.delete(KEY, os.urandom(8))
-    late = Change(b"M", names.member, Order(started, 3), 0, 1000)
-    assert cluster.owner(INDEX).raw("EVAL", INDEX_SCRIPT.text, 3, *keys, pack_now(now + 5000), *late.packed()) == [0]
-    assert cluster.command("EXISTS", f"{INDEX}:a") == 0
+    late = Change(b"M", names.member, Order(started, 3), life)
+    assert cluster.owner(INDEX).raw("EVAL", INDEX_SCRIPT.text, 2, *keys, pack_now(now + 5000), *late.packed()) == [0]
+    assert cluster.command("EXISTS", f"{INDEX}:i") == 0
     await store.aclose()
 
 
@@ -505,8 +511,8 @@ async def test_places_agree_with_sessions_again_after_a_failover_that_lost_commi
         active, gone = mended.row.active_at, mended.row.gone_at
     else:
         assert await ids_of(elsewhere) == ["s-1"]
-    assert int(cluster.command("ZSCORE", f"{INDEX}:a", "s-1")) == active
-    assert int(cluster.command("ZSCORE", f"{INDEX}:g", "s-1")) == gone
+    assert int(cluster.command("ZSCORE", f"{INDEX}:i", "as-1")) == score(BY_ACTIVITY, active)
+    assert int(cluster.command("ZSCORE", f"{INDEX}:i", "gs-1")) == score(GOES, gone or 0)
     for one in (store, elsewhere):
         await one.aclose()
 
@@ -561,14 +567,19 @@ def test_no_crash_leaves_anything_wrong_for_longer_than_a_listing(cluster: Redis
     async def operation(store: RedisStore, dice: random.Random) -> None:
         clock.advance(dice.random())
         one, user = key(f"s-{dice.randrange(12)}"), dice.choice(USERS)
-        match dice.randrange(5):
+        lifetime = Lifetime(idle_ms=dice.choice([1_000, 50_000]), end_ms=50_000, ttl_ms=600_000, retention_ms=600_000)
+        match dice.randrange(8):
             case 0:
                 await store.delete(one, os.urandom(8))
             case 1 | 2:
-                await store.commit(one, change(belongs_to=user))
+                await store.commit(one, change(belongs_to=user, lifetime=lifetime))
+            case 3:
+                await store.amend(one, Amend(id=os.urandom(8), end=True))
+            case 4:
+                await store.amend(one, Amend(id=os.urandom(8), activity=True, lifetime=lifetime))
             case _:
                 opened = await store.open(one)
-                await store.commit(one, change(expected=opened.version, belongs_to=user))
+                await store.commit(one, change(expected=opened.version, belongs_to=user, lifetime=lifetime))
 
     threads = [threading.Thread(target=lives, args=(dice.random(),)) for _ in range(4)]
     for thread in threads:
@@ -579,11 +590,21 @@ def test_no_crash_leaves_anything_wrong_for_longer_than_a_listing(cluster: Redis
     async def check(*, counts: bool) -> int:
         store = RedisStore.from_url(cluster.url, cluster=True, clock=clock)
         rows = {one.id: (await store.open(one)).row for one in [key(f"s-{number}") for number in range(12)]}
+        statuses: list[Status] = ["active", "idle", "ended"]
         for user in ["ann", "bob", None]:
             whose = {id for id, row in rows.items() if row is not None and user in (None, row.belongs_to)}
             assert set(await ids_of(store, belongs_to=user)) == whose
             if counts:
                 assert await store.count("default", "session", belongs_to=user) == len(whose)
+                for status in statuses:
+                    such = {id for id in whose if status == rows[id].stamps.status(clock.now_ms())}  # type: ignore[union-attr]
+                    assert set(await ids_of(store, belongs_to=user, status=status)) == such
+                    assert set(await ids_of(store, belongs_to=user, status=status, order="start")) == such
+                    assert await store.count("default", "session", belongs_to=user, status=status) == len(such)
+                    ran_out = {id for id in such if rows[id].ended_at is None} if status == "ended" else set()  # type: ignore[union-attr]
+                    if user is None and status == "ended":
+                        found = (await store.run_out("default", "session")).found
+                        assert {one.id for one in found} == ran_out
         await store.aclose()
         return len(whose)
 

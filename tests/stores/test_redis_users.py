@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 
 from agent_sessions.errors import SessionError, StoreUnavailableError
-from agent_sessions.stores.base import ABSENT, CollectionChange, EntryRange, Known, LogChange, Part, Wanted
+from agent_sessions.stores.base import ABSENT, Amend, CollectionChange, EntryRange, Known, LogChange, Part, Wanted
+from agent_sessions.stores.lifetime import Lifetime
 from agent_sessions.stores.redis import RedisStore
 from tests.redis_cluster import RedisCluster
 from tests.redis_server import RedisServer
@@ -65,6 +66,10 @@ async def do_everything(store: RedisStore, other: RedisStore) -> None:
     await store.commit(KEY._replace(id="gone"), change(ttl_ms=1))
     await store.commit(KEY._replace(id="next"), change())
     assert len((await store.find("default", "session")).found) >= 2
+    over = Lifetime(idle_ms=0, end_ms=0, ttl_ms=60_000)
+    await store.amend(KEY._replace(id="next"), Amend(id=os.urandom(8), lifetime=over, fields={"a": b"1", "b": None}))
+    assert len((await store.run_out("default", "session")).found) == 1
+    assert len((await store.find("default", "session", status="ended")).found) == 1
     assert await store.count("default", "session", belongs_to="ann") == 1
     cursor = None
     while (page := await store.scan(cursor=cursor)).next is not None:

@@ -40,11 +40,21 @@ local NEVER, INFINITY = 2 ^ 48 - 1, math.huge
 local function time_of(stored) return stored == NEVER and INFINITY or stored end
 local function stored(time) return time == INFINITY and NEVER or math.max(0, math.min(time, NEVER - 1)) end
 
--- The time: the caller's if it brought one (tests do), else the server's.
+-- The time: the caller's if it brought one (tests do), else the server's. A caller's clock may be slower than the
+-- server's, which must not take away then what is still alive.
+local spare = 0
 local function clock(given)
-  if given >= 0 then return given end
+  if given >= 0 then
+    spare = 60000
+    return given
+  end
   local t = call('TIME')
   return t[1] * 1000 + math.floor(t[2] / 1000)
+end
+
+-- Has the server take a key away after so long.
+local function expire(key, ms)
+  call('PEXPIRE', key, ms + spare)
 end
 
 -- The main hash at `now`. `exists` is false for what is past its time, whether Redis has swept it or not.
@@ -189,14 +199,14 @@ end
 local function outlive(now, m, till, queue)
   local gone = m.exists and m.gone or 0
   local last = last_need(gone, till, queue)
-  if last > gone and last > now then call('PEXPIRE', K, last - now) end
+  if last > gone and last > now then expire(K, last - now) end
 end
 
 -- After a change of its end: all keys of a session go with it.
 local function go_at(gone, now, m, till, queue, first_part)
   if gone < INFINITY then
-    call('PEXPIRE', K, last_need(gone, till, queue) - now)
-    for i = first_part, #KEYS do call('PEXPIRE', KEYS[i], gone - now) end
+    expire(K, last_need(gone, till, queue) - now)
+    for i = first_part, #KEYS do expire(KEYS[i], gone - now) end
   elseif not m.exists or m.gone < INFINITY then
     call('PERSIST', K)
     for i = first_part, #KEYS do call('PERSIST', KEYS[i]) end

@@ -45,5 +45,5 @@ m.exists = false
 outlive(now, m, held, queue)
 local belongs, started = m.belongs or '', m.found and unpack_life(m.life).started or 0
 local memory = struct.pack('>BddI2c0', answer, now + TOMBSTONE_MS, started, #belongs, belongs)
-call('SET', tombstone, memory, 'PX', TOMBSTONE_MS)
+call('SET', tombstone, memory, 'PX', TOMBSTONE_MS + spare)
 return {answer, started, belongs}

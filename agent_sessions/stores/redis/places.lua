@@ -106,7 +106,7 @@ local function go_with_last(index, now, gone, slack)
     gone = last and time_of(time_in(last)) or gone
   end
   if gone < INFINITY and left < gone - now then
-    call('PEXPIRE', index, math.floor(math.max(gone - now, 0) * 9 / 8) + 1 + slack)
+    expire(index, math.floor(math.max(gone - now, 0) * 9 / 8) + 1 + slack)
   end
 end
 
