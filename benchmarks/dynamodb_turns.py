@@ -29,7 +29,7 @@ class Cost:
     requests: int
     written: int
     index: int
-    read: int
+    read: float
     ms: float
 
 
@@ -90,5 +90,5 @@ def _table(costs: dict[str, dict[int, Cost]]) -> None:
     for name, by_mark in costs.items():
         for mark, cost in by_mark.items():
             label = f"agent-sessions, {name}" if mark == MARKS[0] else ""
-            figures = "".join(f"{figure:>10}" for figure in (cost.requests, cost.written, cost.index, cost.read))
+            figures = "".join(f"{figure:>10g}" for figure in (cost.requests, cost.written, cost.index, cost.read))
             print(f"{label:24}turn {mark:<7}{figures}{cost.ms:>10.1f}", flush=True)

@@ -78,18 +78,20 @@ class Meter:
     """Counts requests, and computes what they cost by the rules that AWS documents.
 
     DynamoDB Local reports wrong figures for transactions. A write costs a unit for each started KB of the item, in a
-    transaction two; a read, one for each started 4 KB; a new place in an index, one to leave the old and one to take
-    the new.
+    transaction two; a read, one for each started 4 KB, of an index half of it; a new place in an index, one to leave
+    the old and one to take the new; another value in an index, one.
     """
 
     def __init__(self, port: int, table: str) -> None:
         self._port, self._table = port, table
+        self._records: dict[str, dict[str, Any]] = {}
         self.reset()
 
     def reset(self) -> None:
         """Start again from nothing."""
         self.requests: Counter[str] = Counter()
-        self.write_units = self.index_units = self.read_units = 0
+        self.write_units = self.index_units = 0
+        self.read_units = 0.0
 
     def make_session(self) -> Any:
         """A session of aiobotocore of which all requests are counted."""
@@ -111,10 +113,16 @@ class Meter:
         match model.name:
             case "UpdateItem":
                 self.write_units += _started(size(parsed["Attributes"]), 1024)
+                self._count_places(parsed["Attributes"])
             case "GetItem":
                 self.read_units += max(1, _started(size(parsed.get("Item", {})), 4096))
             case "Query":
-                self.read_units += max(1, _started(sum(map(size, parsed["Items"])), 4096))
+                units = max(1, _started(sum(map(size, parsed.get("Items", []))), 4096))
+                self.read_units += units / 2 if "IndexName" in params else units
+            case "BatchGetItem":
+                self.read_units += sum(
+                    _started(size(item), 4096) for items in parsed["Responses"].values() for item in items
+                )
             case "TransactWriteItems":
                 for write in params["TransactItems"]:
                     self._count_write(write)
@@ -130,9 +138,33 @@ class Meter:
             }
             item = request(self._port, "GetItem", TableName=self._table, Key=key, ConsistentRead=True)["Item"]
             self.write_units += 2 * _started(size(item), 1024)
-            self.index_units += 2 * len(item.keys() & {"t", "u"})
+            self._count_places(item)
         else:
             self.write_units += 2
+
+    def _count_places(self, item: dict[str, Any]) -> None:
+        """What a record's places in the indexes cost, by what was last seen of it."""
+        if item["k"]["B"] not in (b"R", base64.b64encode(b"R").decode()):
+            return
+        item = {name: next(iter(value.values())) for name, value in item.items() if "B" not in value}
+        known = self._records.get(item["p"], {})
+        self._records[item["p"]] = item
+        for keys, projected in _indexes():
+            old, new = ([seen[name] for name in keys if name in seen] for seen in (known, item))
+            if old != new:
+                self.index_units += (len(old) == len(keys)) + (len(new) == len(keys))
+            elif len(new) == len(keys):
+                self.index_units += any(known.get(name) != item.get(name) for name in projected)
+
+
+def _indexes() -> list[tuple[list[str], list[str]]]:
+    """The keys and the other attributes of each index."""
+    from agent_sessions.stores.dynamodb.service.table import definition  # which needs aiobotocore
+
+    return [
+        ([key["AttributeName"] for key in index["KeySchema"]], index["Projection"]["NonKeyAttributes"])
+        for index in definition("any")["GlobalSecondaryIndexes"]
+    ]
 
 
 def size(item: dict[str, dict[str, Any]]) -> int:

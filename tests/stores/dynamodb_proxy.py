@@ -8,6 +8,9 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any, Literal, NamedTuple
 
+from agent_sessions.testing import FakeClock
+from tests.dynamodb import DynamoDB
+
 WRITES = {"UpdateItem", "TransactWriteItems", "BatchWriteItem", "PutItem", "DeleteItem"}
 
 
@@ -70,14 +73,75 @@ async def proxy(port: int, decide: Decide) -> AsyncIterator[str]:
         await asyncio.gather(*connections, return_exceptions=True)
 
 
+@asynccontextmanager
+async def dying(
+    dynamodb: DynamoDB,
+    requests: int,
+    fault: Decision,
+    begin: Callable[[dict[str, Any]], bool] | None = None,
+    clock: FakeClock | None = None,
+) -> AsyncIterator[Any]:
+    """A store whose process dies so many requests after one, or after its beginning: the next is lost, or its answer,
+    and all that follow."""
+    left, begun = requests, begin is None
+
+    def decide(operation: str, arguments: dict[str, Any]) -> Decision:
+        nonlocal left, begun
+        if not begun:
+            begun = begin is not None and begin(arguments)
+            return "pass"
+        left -= 1
+        if left >= 0:
+            return "pass"
+        return fault if left == -1 else "lose the request"
+
+    async with proxy(dynamodb.port, decide) as url:
+        store = dynamodb.store(clock, url=url)
+        yield store
+        await store.aclose()
+
+
+class Holding:
+    """Holds a store's first request of a kind on its way. `make_session` is an option of the store."""
+
+    def __init__(self, operation: str, is_it: Callable[[dict[str, Any]], bool] = lambda _: True) -> None:
+        self._operation, self._is_it = operation, is_it
+        self.on_its_way, self.may_go_on = asyncio.Event(), asyncio.Event()
+
+    def make_session(self) -> Any:
+        from aiobotocore.session import get_session
+
+        session = get_session()
+        session.register(f"before-parameter-build.dynamodb.{self._operation}", self._hold)
+        return session
+
+    async def _hold(self, params: dict[str, Any], **_: Any) -> None:
+        if not self.on_its_way.is_set() and self._is_it(params):
+            self.on_its_way.set()
+            await self.may_go_on.wait()
+
+
 async def _message(reader: asyncio.StreamReader) -> tuple[bytes, bytes] | None:
     """A request or a reply: its head and its body. None at the end of the connection."""
     try:
         head = await reader.readuntil(b"\r\n\r\n")
     except asyncio.IncompleteReadError:
         return None
-    lengths = [line for line in head.split(b"\r\n") if line.lower().startswith(b"content-length:")]
-    return head, await reader.readexactly(int(lengths[0].partition(b":")[2]) if lengths else 0)
+    fields = dict(line.lower().partition(b":")[::2] for line in head.split(b"\r\n"))
+    if fields.get(b"transfer-encoding", b"").strip() == b"chunked":
+        return head, await _chunks(reader)
+    return head, await reader.readexactly(int(fields.get(b"content-length", 0)))
+
+
+async def _chunks(reader: asyncio.StreamReader) -> bytes:
+    """A body whose length nobody has told, as it is sent."""
+    body = b""
+    while True:
+        length = await reader.readuntil(b"\r\n")
+        chunk = await reader.readexactly(int(length, 16) + 2)
+        body += length + chunk
+        if len(chunk) == 2:
+            return body
 
 
 def _operation(head: bytes) -> str:

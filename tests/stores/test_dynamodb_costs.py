@@ -3,21 +3,36 @@
 from __future__ import annotations
 
 from collections import Counter
+from typing import Any
 
 import pytest
 
 from agent_sessions import SessionManager
 from agent_sessions.codec import encode
-from agent_sessions.stores.base import ABSENT, Key, Part, Version
-from agent_sessions.testing.conformance.harness import append, change, lease
+from agent_sessions.stores.base import ABSENT, Amend, Key, Part, Version
+from agent_sessions.stores.lifetime import Lifetime
+from agent_sessions.testing.conformance.harness import append, change, lease, new_id
 from tests.dynamodb import RECORD, DynamoDB
 from tests.dynamodb_local import size
 
+MADE = Lifetime(idle_ms=1_800_000, end_ms=86_400_000, ttl_ms=604_800_000, retention_ms=604_800_000)
 WARM = Counter(UpdateItem=1, TransactWriteItems=1)
 ITEMS = [{"role": role, "content": "x" * 220} for role in ("user", "assistant", "user", "assistant")]
 LOGS = {("openai", "items"): None}
 KEY = Key("default", "session", "7f9c2ba4-e88f-4a1d-9f6b-1c0a5d1e5c8b")
 USER = "auth0|5f7c8ec7c33c6c004bbafe82"
+
+
+@pytest.fixture(autouse=True)
+def _policies_are_read_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not again after some seconds, beside a turn that is measured."""
+    monkeypatch.setattr("agent_sessions.lifecycle.policies.FRESH_S", 3600.0)
+
+
+def partition(key: Key) -> str:
+    from agent_sessions.stores.dynamodb.layout.keys import partition  # whose package needs aiobotocore
+
+    return partition(key)
 
 
 async def turn(manager: SessionManager) -> None:
@@ -42,9 +57,7 @@ async def test_a_warm_turn_is_two_requests_and_costs_the_same_at_turn_10_and_500
         costs.append((meter.write_units, meter.index_units, meter.read_units))
     assert (await store.open(KEY)).version.revision == 500
     assert costs == [(7, 4, 0), (7, 4, 0)]
-    (record,) = dynamodb.request("Scan", FilterExpression="k = :k", ExpressionAttributeValues={":k": {"B": RECORD}})[
-        "Items"
-    ]
+    record = dynamodb.request("GetItem", Key={"p": {"S": partition(KEY)}, "k": {"B": RECORD}})["Item"]
     assert size(record) < 1000
     await store.aclose()
 
@@ -90,10 +103,77 @@ async def test_a_cold_turn_is_one_query_more_for_each_part_that_is_asked_for(dyn
         session.set("step", 1)
     meter = dynamodb.meter()
     cold = dynamodb.store(make_session=meter.make_session)
-    await turn(SessionManager(cold))
+    theirs = SessionManager(cold)
+    async with theirs.open("another"):
+        pass  # reads the policies
+    meter.reset()
+    await turn(theirs)
     assert meter.requests == WARM + Counter(Query=2)
     await warm.aclose()
     await cold.aclose()
+
+
+async def test_an_amendment_is_one_write_and_a_read_if_the_record_has_fields(dynamodb: DynamoDB) -> None:
+    meter = dynamodb.meter()
+    store = dynamodb.store(make_session=meter.make_session)
+    bare, key = KEY._replace(id="bare"), KEY
+    await store.commit(bare, change(lifetime=MADE))
+    await store.commit(key, change(lifetime=MADE, belongs_to=USER, fields={"f": b"1"}))
+    steps: list[tuple[Key, dict[str, Any], Counter[str], tuple[int, int, float]]] = [
+        (bare, {"activity": True}, Counter(UpdateItem=1), (1, 2, 0)),
+        (key, {"activity": True}, Counter(UpdateItem=1, GetItem=1), (1, 4, 1)),
+        (key, {"counters": {"n": 1}}, Counter(UpdateItem=1, GetItem=1), (1, 0, 1)),
+        (key, {"fields": {"g": b"2"}}, Counter(TransactWriteItems=1, GetItem=1), (4, 0, 1)),
+        (key, {"end": True}, Counter(UpdateItem=1, GetItem=1), (1, 3, 1)),
+    ]
+    for of, changes, requests, units in steps:
+        meter.reset()
+        await store.amend(of, Amend(id=new_id(), **changes))
+        assert meter.requests == requests, changes
+        assert (meter.write_units, meter.index_units, meter.read_units) == units, changes
+    cold = dynamodb.store(make_session=meter.make_session)
+    meter.reset()
+    await cold.amend(bare, Amend(id=new_id(), activity=True))
+    assert meter.requests == Counter(GetItem=1, UpdateItem=1)
+    await store.aclose()
+    await cold.aclose()
+
+
+async def test_a_turn_on_a_session_that_ends_by_idling_costs_no_more(dynamodb: DynamoDB) -> None:
+    meter = dynamodb.meter()
+    store = dynamodb.store(make_session=meter.make_session)
+    manager = SessionManager(store)
+    await manager.create(USER, session_id=KEY.id)
+    await turn(manager)
+    for _ in range(5):
+        meter.reset()
+        await turn(manager)
+        assert meter.requests == WARM
+        assert (meter.write_units, meter.index_units, meter.read_units) == (7, 4, 0)
+    await store.aclose()
+
+
+async def test_what_listings_ask(dynamodb: DynamoDB) -> None:
+    meter = dynamodb.meter()
+    store = dynamodb.store(make_session=meter.make_session)
+    for number in range(30):
+        await store.commit(KEY._replace(id=f"s-{number}"), change(lifetime=MADE, belongs_to=USER, fields={"f": b"1"}))
+    read = Counter(BatchGetItem=2)  # records, fields
+    shards = Counter(Query=8)
+    asked: list[tuple[Any, Counter[str]]] = [
+        (store.find("default", "session", limit=10), shards + read),
+        (store.find("default", "session", order="start", limit=10), shards + read),
+        (store.find("default", "session", belongs_to=USER, status="active", limit=20), Counter(Query=1) + read),
+        (store.find("default", "session", belongs_to=USER, order="start", limit=20), Counter(Query=1) + read),
+        (store.count("default", "session", status="idle"), shards),
+        (store.count("default", "session", belongs_to=USER), Counter(Query=1)),
+        (store.run_out("default", "session"), shards),
+    ]
+    for listing, requests in asked:
+        meter.reset()
+        await listing
+        assert meter.requests == requests
+    await store.aclose()
 
 
 @pytest.mark.parametrize("expected", [ABSENT, None])

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
@@ -37,7 +36,7 @@ from agent_sessions.testing.conformance.harness import (
 )
 from tests.dynamodb import RECORD, DynamoDB
 
-from .dynamodb_proxy import Decision, proxy
+from .dynamodb_proxy import Decision, dying, proxy
 
 KEY = Key("acme", "session", "s-1")
 LARGE = Part("files", "large")
@@ -52,34 +51,6 @@ async def store(dynamodb: DynamoDB) -> AsyncIterator[Store]:
     store = dynamodb.store()
     yield store
     await store.aclose()
-
-
-@asynccontextmanager
-async def dying(
-    dynamodb: DynamoDB,
-    requests: int,
-    fault: Decision,
-    begin: Callable[[dict[str, Any]], bool] | None = None,
-    clock: FakeClock | None = None,
-) -> AsyncIterator[Any]:
-    """A store whose process dies so many requests after one, or after its beginning: the next is lost, or its answer,
-    and all that follow."""
-    left, begun = requests, begin is None
-
-    def decide(operation: str, arguments: dict[str, Any]) -> Decision:
-        nonlocal left, begun
-        if not begun:
-            begun = begin is not None and begin(arguments)
-            return "pass"
-        left -= 1
-        if left >= 0:
-            return "pass"
-        return fault if left == -1 else "lose the request"
-
-    async with proxy(dynamodb.port, decide) as url:
-        store = dynamodb.store(clock, url=url)
-        yield store
-        await store.aclose()
 
 
 def is_publishing(arguments: dict[str, Any]) -> bool:

@@ -13,12 +13,13 @@ from typing import Any
 import pytest
 
 from agent_sessions.errors import SessionBusyError, StoreUnavailableError
-from agent_sessions.stores.base import CollectionChange, Key, LogWanted, Part, Store, Wanted
+from agent_sessions.stores.base import Amend, CollectionChange, Key, LogWanted, Part, Store, Wanted
+from agent_sessions.stores.lifetime import Lifetime
 from agent_sessions.testing import FakeClock
 from agent_sessions.testing.conformance.harness import CHECKPOINTS, LOG, append, change, new_id, read_log, take
 from tests.dynamodb import RECORD, DynamoDB
 
-from .dynamodb_proxy import Decision, proxy
+from .dynamodb_proxy import Decision, Holding, proxy
 
 KEY = Key("acme", "session", "s-1")
 LEASE_S = 30
@@ -229,26 +230,13 @@ async def test_no_late_stamp_reaches_a_session_that_has_no_end_any_more(
     dynamodb: DynamoDB, store: Store, clock: FakeClock
 ) -> None:
     """The stamps of the commit that gave it an end stay on their way while another one takes it away."""
-    on_their_way, may_go_on = asyncio.Event(), asyncio.Event()
-
-    async def hold(params: dict[str, Any], **_: Any) -> None:
-        if "ConditionCheck" in params["TransactItems"][0]:
-            on_their_way.set()
-            await may_go_on.wait()
-
-    def make_session() -> Any:
-        from aiobotocore.session import get_session
-
-        session = get_session()
-        session.register("before-parameter-build.dynamodb.TransactWriteItems", hold)
-        return session
-
+    held = Holding("TransactWriteItems", lambda params: "ConditionCheck" in params["TransactItems"][0])
     await store.commit(KEY, change(logs=append(b"1")))
-    slow = dynamodb.store(clock, make_session=make_session)
+    slow = dynamodb.store(clock, make_session=held.make_session)
     ending = asyncio.create_task(slow.commit(KEY, change(ttl_ms=WEEK_MS, logs=append(b"2"))))
-    await on_their_way.wait()
+    await held.on_its_way.wait()
     await store.commit(KEY, change(logs=append(b"3")))
-    may_go_on.set()
+    held.may_go_on.set()
     await ending
     assert expiries(dynamodb) == [None] * 3
     await store.commit(KEY, change(logs=append(b"4")))
@@ -263,6 +251,38 @@ async def test_a_longer_time_to_live_reaches_all_items(dynamodb: DynamoDB, store
     assert all((expiry or 0) * 1000 > clock.now_ms() + 100 * WEEK_MS for expiry in expiries(dynamodb))
     clock.advance(99 * 7 * DAY)
     assert await read_log(store, KEY) == [b"1"]
+
+
+async def test_an_amendment_that_moves_the_end_keeps_all_items(
+    dynamodb: DynamoDB, store: Store, clock: FakeClock
+) -> None:
+    lasting = change(ttl_ms=1000, logs=append(b"1"), values={Part("a", "b"): b"1"}, fields={"f": b"1"})
+    await store.commit(KEY, lasting)
+    await store.amend(KEY, Amend(id=new_id(), lifetime=Lifetime(ttl_ms=100 * WEEK_MS)))
+    assert all((expiry or 0) * 1000 > clock.now_ms() + 100 * WEEK_MS for expiry in expiries(dynamodb))
+    await store.amend(KEY, Amend(id=new_id(), lifetime=Lifetime()))
+    assert expiries(dynamodb) == [None] * 3
+    await store.amend(KEY, Amend(id=new_id(), lifetime=Lifetime(ttl_ms=WEEK_MS), fields={"g": b"2"}))
+    assert None not in expiries(dynamodb)
+    await store.amend(KEY, Amend(id=new_id(), fields={"g": None}))
+    clock.advance(7 * DAY - 1)
+    assert await read_log(store, KEY) == [b"1"]
+    (record,) = dynamodb.records()
+    assert int(record["x"]["N"]) > min(expiry or 0 for expiry in expiries(dynamodb))
+
+
+async def test_a_lease_that_is_renewed_for_very_long_does_not_outlast_the_items(
+    dynamodb: DynamoDB, store: Store, clock: FakeClock
+) -> None:
+    """A turn of more than a month, which commits nothing."""
+    await store.commit(KEY, change(ttl_ms=1000, logs=append(b"1")))
+    assert await take(store, KEY, "us")
+    for _ in range(40):
+        assert await store.renew(KEY, "us", DAY * 1000)
+        clock.advance(DAY - 1)
+    (expires,) = expiries(dynamodb)
+    row = (await store.open(KEY)).row
+    assert row is None or (row.gone_at or 0) <= (expires or 0) * 1000
 
 
 async def test_a_lease_on_what_is_absent_goes_by_itself(dynamodb: DynamoDB, store: Store, clock: FakeClock) -> None:

@@ -17,7 +17,7 @@ from agent_sessions.stores.dynamodb.service.requests import Item, Requests, gath
 from agent_sessions.stores.dynamodb.service.table import Index
 
 _MORE = 8
-"""Entries that are read of each partition beyond its share, lest most have to be read again for one or two."""
+"""Entries that are read of each partition beyond its share, lest some have to be asked again for one or two."""
 
 _MOST_AT_ONCE = 2000
 """About 250 KB of entries."""
@@ -65,7 +65,7 @@ class Places:
 
     async def take(self, number: int) -> list[tuple[Cursor, Key]]:
         """The next places, so many of them; fewer only at the end."""
-        share = number if len(self._shards) == 1 else number // len(self._shards) + _MORE
+        share = number // len(self._shards) + _MORE
         while True:
             # Nothing comes before a time that all partitions are read beyond: one may hold more of that time itself.
             reached = [self._sign * shard.reached for shard in self._shards if shard.reached is not None]
