@@ -107,8 +107,8 @@ class Migration(Struct):
 
 Report: TypeAlias = Callable[[Migration], None]
 
-_End: TypeAlias = tuple[Outcome, str]
-_Attempt: TypeAlias = Callable[[Key], Coroutine[None, None, _End | None]]
+_Result: TypeAlias = tuple[Outcome, str]
+_Attempt: TypeAlias = Callable[[Key], Coroutine[None, None, _Result | None]]
 
 
 async def migrate(
@@ -127,7 +127,7 @@ async def migrate(
     written in the source meanwhile: copies that nobody has written to are brought up to date.
 
     Args:
-        source: Where everything is. It is only read; a session that a turn has is waited for, by its lease.
+        source: Where everything is. It is only read, and a session that a turn has is waited for, in its queue.
         target: Where everything is to be.
         overwrite: Replace also what differs from the source for another reason than that it is an older copy.
         verify: Read and compare also the copies that earlier runs made.
@@ -195,19 +195,19 @@ class _Run:
                 return self._progress
 
     async def _each(self, attempt: _Attempt, keys: Sequence[Key]) -> None:
-        """Attempt all of them, some at once, and note what became of them."""
+        """Attempt all of them, some at once; note what became of each, and put off what is in use."""
         for start in range(0, len(keys), AT_ONCE):
             some = keys[start : start + AT_ONCE]
-            ends = await asyncio.gather(*(self._end(attempt, key) for key in some), return_exceptions=True)
-            for key, end in zip(some, ends, strict=True):
-                if isinstance(end, BaseException):
-                    raise end
-                if end is None:
+            results = await asyncio.gather(*(self._result(attempt, key) for key in some), return_exceptions=True)
+            for key, result in zip(some, results, strict=True):
+                if isinstance(result, BaseException):
+                    raise result
+                if result is None:
                     self._put_off.append(key)
                 else:
-                    self._note(key, *end)
+                    self._note(key, *result)
 
-    async def _end(self, attempt: _Attempt, key: Key) -> _End | None:
+    async def _result(self, attempt: _Attempt, key: Key) -> _Result | None:
         try:
             return await attempt(key)
         except (StoreUnavailableError, CommitUnknownError):
@@ -222,12 +222,12 @@ class _Run:
 
     # ------------------------------------------------------------------------------------------------ one key
 
-    async def _try(self, key: Key) -> _End | None:
+    async def _try(self, key: Key) -> _Result | None:
         """Copy a key; None if a turn has it."""
         seen = await self._source.open(key, wanted=Wanted(values=False))
         return await self._copy(key, seen) if seen.lease is None else None
 
-    async def _wait_for(self, key: Key) -> _End:
+    async def _wait_for(self, key: Key) -> _Result:
         """Copy a key in its turn, so that what the turn before has written comes along."""
         owner, end = _new_owner(), time.monotonic() + self._wait_s
         lease = LeaseWanted(owner, LEASE_MS, queue=True)
@@ -243,7 +243,7 @@ class _Run:
         finally:
             await uncancelled(self._source.release(key, owner))
 
-    async def _copy(self, key: Key, seen: Opened) -> _End:
+    async def _copy(self, key: Key, seen: Opened) -> _Result:
         for _ in range(_TRIES):
             there = await self._target.open(key, wanted=Wanted(values=False))
             if not self._verify and _is_copy(there, key, seen):
@@ -275,7 +275,7 @@ class _Run:
                 seen = await self._source.open(key, wanted=Wanted(values=False))
         return "in_use", "it is written in the target all the time; run this again later"
 
-    async def _join(self, key: Key, whole: Whole, held: Whole) -> _End:
+    async def _join(self, key: Key, whole: Whole, held: Whole) -> _Result:
         """Add the entries that the target does not have."""
         missing: dict[Part, CollectionChange] = {}
         for part, entries in whole.content.collections.items():
@@ -289,7 +289,7 @@ class _Run:
             await store_commit(self._target, key, commit, LEASE_MS, Traffic())
         return "updated", ""
 
-    async def _put(self, key: Key, whole: Whole, there: Opened) -> _End:
+    async def _put(self, key: Key, whole: Whole, there: Opened) -> _Result:
         """Write a copy, and read it back."""
         lifetime = whole.row.lifetime
         commits_before = whole.commits if key.kind == "session" else 0

@@ -123,8 +123,8 @@ def commits_seen(revision: int, row: Row) -> int:
 
 
 def own_counters(row: Row) -> dict[str, int]:
-    """The counters of a key, but for what only a copy has."""
-    return {name: number for name, number in row.counters.items() if name != COMMITS_BEFORE}
+    """The counters of a key, but for what only a copy has. One that is 0 is as good as none."""
+    return {name: number for name, number in row.counters.items() if number and name != COMMITS_BEFORE}
 
 
 async def read_whole(store: Store, key: Key, seen: Opened | None = None) -> Whole | None:
