@@ -71,7 +71,7 @@ class Image(Discreet, Struct, frozen=True):
     def size(self) -> int:
         """About how many bytes of memory it takes."""
         values = sum(len(data) + 128 for names in self.values.values() for data in names.values())
-        entries = sum(len(data or b"") + 128 for keyed in self.entries.values() for data in keyed.values())
+        entries = sum(128 * len(keyed) + sum(map(len, filter(None, keyed.values()))) for keyed in self.entries.values())
         fields = sum(len(data) + 128 for data in self.fields.values())
         return 1024 + values + entries + fields + sum(window.buffer.size for window in self.logs.values())
 
