@@ -175,7 +175,8 @@ def _verdict(done: Migration) -> str:
     if done.dry_run:
         return f"That is what would be done: {_counts(done.totals)}. Nothing was written."
     if done.is_complete:
-        return f"Done: {_counts(done.totals)}. What was copied was read back, and is the same byte for byte."
+        read_back = " What was copied was read back, and is the same byte for byte." if done.bytes_copied else ""
+        return f"Done: {_counts(done.totals)}.{read_back}"
     remedies = [
         "what differs was left alone (--overwrite replaces it)" if done.totals["differs"] else "",
         "run this again for what was in use" if done.totals["in_use"] else "",
