@@ -9,7 +9,7 @@ import pytest
 
 from agent_sessions import SessionManager
 from agent_sessions.codec import encode
-from agent_sessions.stores.base import ABSENT, Amend, Key, Part, Version
+from agent_sessions.stores.base import ABSENT, AMENDMENTS_REMEMBERED, Amend, Key, Part, Version
 from agent_sessions.stores.lifetime import Lifetime
 from agent_sessions.testing.conformance.harness import append, change, lease, new_id
 from tests.dynamodb import RECORD, DynamoDB
@@ -139,11 +139,14 @@ async def test_an_amendment_is_one_write_and_a_read_if_the_record_has_fields(dyn
     await cold.aclose()
 
 
-async def test_a_turn_on_a_session_that_ends_by_idling_costs_no_more(dynamodb: DynamoDB) -> None:
+async def test_a_turn_on_a_session_that_ends_by_idling_and_was_often_touched_costs_no_more(dynamodb: DynamoDB) -> None:
     meter = dynamodb.meter()
     store = dynamodb.store(make_session=meter.make_session)
     manager = SessionManager(store)
     await manager.create(USER, session_id=KEY.id)
+    await turn(manager)
+    for _ in range(AMENDMENTS_REMEMBERED + 1):
+        await manager.touch(KEY.id)
     await turn(manager)
     for _ in range(5):
         meter.reset()

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from agent_sessions.stores.base import Cursor, Found, Key, Keys, Kind, Order, Page
+from agent_sessions.stores.base import Cursor, Found, Key, Keys, Kind, Order, Page, Row
 from agent_sessions.stores.dynamodb.layout.keys import RECORD, partition, tenant_shards, user_index
 from agent_sessions.stores.dynamodb.layout.payloads import Torn
 from agent_sessions.stores.dynamodb.layout.records import Change, Record, number, optional, read_record, runs_out_at
@@ -66,12 +66,9 @@ class Asked(NamedTuple):
             return tenant_shards(self.tenant, self.kind)
         return [user_index(self.tenant, self.kind, self.belongs_to)]
 
-    def shows(self, found: Found) -> bool:
-        """Whether a session, as it is now, belongs into it."""
-        return self.belongs_to in (None, found.row.belongs_to) and self.status in (
-            None,
-            found.row.stamps.status(self.now),
-        )
+    def shows(self, row: Row) -> bool:
+        """Whether a session that is there, as it is now, belongs into it."""
+        return self.belongs_to in (None, row.belongs_to) and self.status in (None, row.stamps.status(self.now))
 
 
 class Listing:
@@ -92,8 +89,8 @@ class Listing:
             taken = await places.take(max(least, limit + 1 - len(found)))
             if not taken:
                 break
-            live = await self._live([key for _, key in taken], asked.now)
-            found += [(place, live[key]) for place, key in taken if key in live and asked.shows(live[key])]
+            live = await self._live([key for _, key in taken], asked)
+            found += [(place, live[key]) for place, key in taken if key in live]
         page = [live for _, live in found[:limit]]
         return Page(asked.now, page, found[limit - 1][0] if len(found) > limit else None)
 
@@ -112,11 +109,10 @@ class Listing:
             taken = await places.take(limit + 1)
             if not taken:
                 break
-            live = await self._live([key for _, key in taken], asked.now)
-            due = [(live[key], place, key) for place, key in taken if key in live and _runs_out(live[key], asked)]
-            kept = {key for _, _, key in due}
-            await gather([partial(self._move, key, asked.now) for _, key in taken if key not in kept])
-            found = sorted([*found, *due], key=lambda entry: _end_of(entry[0]))
+            ended = await self._live([key for _, key in taken], asked)
+            found += [(ended[key], place, key) for place, key in taken if _ran_out(ended.get(key))]
+            await gather([partial(self._move, key, asked.now) for _, key in taken if not _ran_out(ended.get(key))])
+            found.sort(key=lambda entry: _end_of(entry[0]))
             # An entry's time is not after its end: those that follow have ended later.
             if len(found) >= limit and _end_of(found[limit - 1][0])[0] < taken[-1][0].at:
                 break
@@ -185,11 +181,15 @@ class Listing:
 
     # ------------------------------------------------------------------------------------------------- the records
 
-    async def _live(self, keys: list[Key], now: int) -> dict[Key, Found]:
-        """Those of these sessions that are there."""
+    async def _live(self, keys: list[Key], asked: Asked) -> dict[Key, Found]:
+        """Those of these sessions that are there, and are asked for."""
         items = await self._requests.get_all([(partition(key), RECORD) for key in keys])
         records = {key: read_record(key, items.get((partition(key), RECORD))) for key in keys}
-        live = {key: record for key, record in records.items() if record.is_live(now)}
+        live = {
+            key: record
+            for key, record in records.items()
+            if record.is_live(asked.now) and asked.shows(record.row(None))
+        }
         names = {key: (partition(key), record.names.fields) for key, record in live.items() if record.parts.has_fields}
         fields = await self._requests.get_all(list(names.values()))
         found: dict[Key, Found] = {}
@@ -201,7 +201,7 @@ class Listing:
                 found[key] = Found(key.id, row, record.commits.revision)
             except Torn:  # changed between the two requests, or not in its place yet
                 read = await self._read(key)
-                if read is not None:
+                if read is not None and asked.shows(read.row):
                     found[key] = read
         return found
 
@@ -215,8 +215,8 @@ def _latest(cursor: Cursor | None) -> Item:
     return number(_LATEST if cursor is None else cursor.at)
 
 
-def _runs_out(found: Found, asked: Asked) -> bool:
-    return found.row.ended_at is None and asked.shows(found)
+def _ran_out(ended: Found | None) -> bool:
+    return ended is not None and ended.row.ended_at is None
 
 
 def _end_of(found: Found) -> tuple[int, bytes]:
