@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import random
 import secrets
 import time
 from collections import OrderedDict
 from collections.abc import AsyncIterator
 from functools import partial
 from hashlib import blake2b
+from weakref import WeakKeyDictionary
 
 from pydantic import ValidationError
 
 from .. import codec
 from ..background import finished, spawn
 from ..durations import milliseconds
-from ..errors import FormatTooNewError, InvalidError, SessionError
+from ..errors import FormatTooNewError, InvalidError, SessionError, StoreUnavailableError
 from ..identifiers import DEFAULT_TENANT
 from ..policy import Policy
 from ..stores.base import CollectionChange, Commit, EntryRange, Key, Opened, Part, Store, Wanted
@@ -31,6 +33,7 @@ FRESH_S = 5.0
 _FIELD = "policy"
 _PAGE = 500
 _MOST_KEPT = 1000
+_TRIES = 3
 _OF_LIFETIME = {
     "idle_after": "idle_ms",
     "end_after": "end_ms",
@@ -68,12 +71,14 @@ class Policies:
         self._store = store
         self._configured = configured
         self._read: OrderedDict[str, tuple[float, Policy]] = OrderedDict()
+        self._loading: WeakKeyDictionary[asyncio.AbstractEventLoop, dict[str, asyncio.Task[Policy]]]
+        self._loading = WeakKeyDictionary()
 
     async def of(self, tenant: str) -> Policy:
         """The policy of a tenant. It is read once, and then again beside the work that asks for it."""
         found = self._read.get(tenant)
         if found is None:
-            return await self._load(tenant)
+            return await self._load_once(tenant)
         read_at, policy = found
         if read_at + FRESH_S < time.monotonic():
             self._keep(tenant, policy)  # others need not read it as well
@@ -110,6 +115,15 @@ class Policies:
                 return
             after = entries[-1][0]
 
+    async def _load_once(self, tenant: str) -> Policy:
+        """Load it for all on this event loop that ask at once."""
+        loading = self._loading.setdefault(asyncio.get_running_loop(), {})
+        task = loading.get(tenant)
+        if task is None:
+            task = loading[tenant] = asyncio.ensure_future(self._load(tenant))
+            task.add_done_callback(lambda task: _forget(loading, tenant, task))
+        return await asyncio.shield(task)
+
     async def _load(self, tenant: str) -> Policy:
         entry = (_TENANTS, _entry_of(tenant))
         for_all, own, listed = await asyncio.gather(
@@ -124,9 +138,21 @@ class Policies:
         return policy
 
     async def _enter(self, tenant: str) -> None:
-        change = CollectionChange(entries={_entry_of(tenant): codec.encode(tenant)})
-        commit = Commit(id=secrets.token_bytes(8), owner="tenants", expected=None, collections={_TENANTS: change})
-        await self._store.commit(_tenants(), commit)
+        """Put a tenant on the list, as others may be doing."""
+        entry = _entry_of(tenant)
+        change = CollectionChange(entries={entry: codec.encode(tenant)})
+        for tries_left in range(_TRIES, -1, -1):
+            commit = Commit(id=secrets.token_bytes(8), owner="tenants", expected=None, collections={_TENANTS: change})
+            try:
+                await self._store.commit(_tenants(), commit)
+                return
+            except StoreUnavailableError:  # so it is as well where many write to one key at once
+                await asyncio.sleep(random.uniform(0, 0.1))
+                listed = await self._store.open(_tenants(), wanted=Wanted(values=False, entries=[(_TENANTS, entry)]))
+                if listed.row is not None and listed.entries != [None]:
+                    return
+                if not tries_left:
+                    raise
 
     async def _refresh(self, tenant: str) -> None:
         try:
@@ -142,6 +168,12 @@ class Policies:
 
 _RECORD = Wanted(values=False)
 _TENANTS = Part("tenants", "all")
+
+
+def _forget(loading: dict[str, asyncio.Task[Policy]], tenant: str, task: asyncio.Task[Policy]) -> None:
+    del loading[tenant]
+    if not task.cancelled():
+        task.exception()  # seen: those who wait for it are told
 
 
 def _stored(opened: Opened) -> Policy | None:
