@@ -88,14 +88,15 @@ def _are_of_plain_messages(prints: Prints, items: Sequence[Any]) -> bool:
     classes = _classes_of_plain_messages(items)
     if classes != prints.classes:
         return False
-    expected = b"".join(prints.packed)
     packed = _pack(list(map(_fields_of, items)), None, _STRICT)
-    # A list is a header and its items one after another; of so many items, the header is the same.
-    return len(packed) - len(expected) == _header_size(len(items)) and packed.endswith(expected)
+    return packed == _header(len(items)) + b"".join(prints.packed)
 
 
-def _header_size(length: int) -> int:
-    return 1 if length < 16 else 3 if length < 65_536 else 5
+def _header(length: int) -> bytes:
+    """What a packed list begins with; its items follow one after another."""
+    if length < 16:
+        return bytes([0x90 | length])
+    return b"\xdc" + length.to_bytes(2) if length < 65_536 else b"\xdd" + length.to_bytes(4)
 
 
 def prints_of(items: Sequence[Any], serde: SerializerProtocol) -> Prints:
@@ -164,14 +165,14 @@ class Templates(Struct, frozen=True):
 
     def copies(self, start: int, stop: int) -> list[Any]:
         """New objects, equal to these items."""
-        prints, copies = self.prints, []
-        for place in range(start, stop):
-            value, given = _unpack(prints.packed[place]), self.fields_set[place]
+        packed, copies = self.prints.packed[start:stop], []
+        for place, value in enumerate(_unpack(_header(len(packed)) + b"".join(packed)), start):
+            given = self.fields_set[place]
             if given is None:
                 copies.append(value)
                 continue
             fields, extra = value if self.has_extra[place] else (value, {})
-            kind: Any = prints.classes[place]
+            kind: Any = self.prints.classes[place]
             message = kind.__new__(kind)
             _set(message, "__dict__", fields)
             _set(message, "__pydantic_extra__", extra)
