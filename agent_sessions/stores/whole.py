@@ -56,8 +56,9 @@ class Content(Discreet, Struct):
         for part, data in self.values.items():
             yield _named("value", part), data
         for part, items in self.logs.items():
+            what = _named("log", part)
             for data in items:
-                yield _named("log", part), data
+                yield what, data
         for part, entries in self.collections.items():
             for name, data in entries.items():
                 yield f"entry {name!r} of {_named('collection', part)}", data
