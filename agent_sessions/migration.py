@@ -212,6 +212,8 @@ class _Run:
             return await attempt(key)
         except (StoreUnavailableError, CommitUnknownError):
             raise
+        except SessionConflictError:
+            return "in_use", "it is written all the time; run this again later"
         except SessionError as error:
             return "failed", str(error)
 

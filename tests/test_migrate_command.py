@@ -21,7 +21,7 @@ from agent_sessions.stores.base import Store
 from agent_sessions.stores.sqlite import SQLiteStore
 from agent_sessions.stores.whole import read_whole
 
-SESSIONS = 400
+SESSIONS = 300
 
 PROGRAM = """
 import signal

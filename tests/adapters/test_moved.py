@@ -31,8 +31,8 @@ async def origin(tmp_path: Path) -> AsyncIterator[SessionManager]:
     await store.aclose()
 
 
-@pytest.fixture(params=["redis", "sqlite", "imported", "forked"])
-async def moved(request: pytest.FixtureRequest, origin: SessionManager, tmp_path: Path) -> AsyncIterator[Moved]:
+@pytest.fixture(params=["redis", "imported", "forked"])
+async def moved(request: pytest.FixtureRequest, origin: SessionManager) -> AsyncIterator[Moved]:
     """Bring the session `s` elsewhere: the manager and the id that it has there."""
     stores: list[Any] = []
 
@@ -42,12 +42,9 @@ async def moved(request: pytest.FixtureRequest, origin: SessionManager, tmp_path
         if request.param == "imported":
             manager = SessionManager(MemoryStore())
             return manager, (await manager.import_(await origin.export("s"))).session_id
-        if request.param == "sqlite":
-            stores.append(SQLiteStore(tmp_path / "target.db"))
-        else:
-            from agent_sessions.stores.redis import RedisStore
+        from agent_sessions.stores.redis import RedisStore
 
-            stores.append(RedisStore.from_url(request.getfixturevalue("redis_url")))
+        stores.append(RedisStore.from_url(request.getfixturevalue("redis_url")))
         assert (await migrate(origin.store, stores[0])).is_complete
         return SessionManager(stores[0]), "s"
 
@@ -131,7 +128,7 @@ async def test_a_thread_that_waits_for_answers_takes_them_in_their_order(origin:
     assert texts(done)[-1] == "a b c"
 
 
-async def test_what_agents_remember_comes_along(origin: SessionManager, tmp_path: Path) -> None:
+async def test_what_agents_remember_comes_along(origin: SessionManager) -> None:
     memory = AgentStore(origin)
     for number in range(30):
         await memory.aput(("users", "ann"), f"k{number}", {"n": number})
