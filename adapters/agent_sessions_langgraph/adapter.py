@@ -42,8 +42,9 @@ class LangGraphAdapter:
 
     A run that pauses waits for a decision on each interrupt, or, at a breakpoint, for `breakpoint: True`.
 
-    Options are those of `graph.astream`: `config`, `durability`, `interrupt_before`, `subgraphs`, ... A run that is
-    stored as a whole saves one checkpoint at its end (`durability="exit"`), one with `commit="step"` each of them
+    Options are those of `graph.astream`: `config`, `durability`, `interrupt_before`, `subgraphs`, ... With
+    `version="v2"` the raw part of an event is LangGraph's typed one, and the state an object of its schema. A run that
+    is stored as a whole saves one checkpoint at its end (`durability="exit"`), one with `commit="step"` each of them
     before it goes on (`durability="sync"`). In a stream, what comes of further modes (`stream_mode`) is an event of the
     type `other`.
     """
@@ -152,11 +153,14 @@ async def _parts(call: Call, given: Any, modes: set[str]) -> AsyncIterator[_Part
     options.setdefault("durability", "exit" if call.commit == "turn" else "sync")
     if call.context is not None:
         options["context"] = call.context
-    has_namespaces = bool(options.get("subgraphs"))
+    has_namespaces, is_typed = bool(options.get("subgraphs")), options.get("version") == "v2"
     streaming = _bound(call).astream(given, _config(call), stream_mode=sorted(modes), **options)
     async with aclosing(streaming) as chunks:
         async for chunk in chunks:
-            ns, mode, payload = chunk if has_namespaces else ((), *chunk)
+            if is_typed:
+                ns, mode, payload = chunk["ns"], chunk["type"], chunk["data"]
+            else:
+                ns, mode, payload = chunk if has_namespaces else ((), *chunk)
             yield _Part(ns, mode, payload, chunk)
 
 

@@ -59,7 +59,7 @@ def count_in(checkpoint: Checkpoint) -> int | None:
 
 
 def _messages(state: Any) -> list[Any] | None:
-    messages = state.get(MESSAGES) if isinstance(state, dict) else None
+    messages = state.get(MESSAGES) if isinstance(state, dict) else getattr(state, MESSAGES, None)
     return messages if isinstance(messages, list) else None
 
 

@@ -9,13 +9,14 @@ from dataclasses import dataclass
 from typing import Annotated, Any, TypedDict
 
 import pytest
-from langchain_core.messages import AIMessage, HumanMessage
+from langchain_core.messages import AIMessage, AnyMessage, HumanMessage
 from langchain_core.runnables import RunnableConfig
 from langchain_core.tools import tool
 from langgraph.checkpoint.memory import InMemorySaver
 from langgraph.config import get_stream_writer
 from langgraph.func import entrypoint
 from langgraph.graph import END, START, MessagesState, StateGraph
+from langgraph.graph.message import add_messages
 from langgraph.runtime import Runtime
 from langgraph.types import Command, Send, interrupt
 from pydantic import BaseModel
@@ -465,6 +466,36 @@ async def test_a_stream_tells_what_further_modes_say(runner: Runner) -> None:
     async with runner.stream(graph, "s", "2", stream_mode="custom", subgraphs=True) as events:
         others = [event.raw async for event in events if event.type == "other"]
     assert others == [((), "custom", {"progress": 50})]
+
+
+class Conversation(BaseModel):
+    messages: Annotated[list[AnyMessage], add_messages] = []
+
+
+@pytest.mark.parametrize("subgraphs", [False, True])
+async def test_langgraphs_typed_parts_tell_the_same(runner: Runner, subgraphs: bool) -> None:
+    inner = agent([add_to_cart], calls(("add_to_cart", {"item": "tea"})), "There you are", name="inner")
+    graph = one_node(Conversation, inner)
+    options: dict[str, Any] = {"version": "v2", "subgraphs": subgraphs, "stream_mode": "updates"}
+    async with runner.stream(graph, "s", "hi", **options) as events:
+        told = [event async for event in events]
+
+    expected = ["tool_start", "tool_end", "text", "other", "done"] if subgraphs else ["text", "other", "done"]
+    assert list(dict.fromkeys(one.type for one in told if one.type != "other" or not one.raw["ns"])) == expected
+    assert {one.raw["type"] for one in told if one.type == "other"} == {"updates"}
+    run = told[-1].run
+    assert (run.output, type(run.raw)) == ("There you are", Conversation)
+    assert (await runner.run(chat(), "s", "hi", version="v2")).output == "re: hi"
+
+
+async def test_a_pause_is_told_in_typed_parts_too(runner: Runner) -> None:
+    graph = agent([approve], calls(("approve", {"what": "pay"})), "paid")
+    async with runner.stream(graph, "s", "buy", version="v2") as events:
+        told = [event async for event in events]
+
+    assert [one.type for one in told] == ["tool_start", "paused"]
+    assert told[-1].run.pending[0].payload == {"approve": "pay"}
+    assert (await runner.resume(graph, "s", True, version="v2")).output == "paid"
 
 
 async def test_leaving_a_stream_cancels_the_run(runner: Runner, manager: SessionManager) -> None:
