@@ -198,7 +198,7 @@ class ClusterIndexes(Indexes):
         """How a place is put right, whatever is wrong with it."""
         id = encode(place.cursor.id)
         if found is None:
-            return _Fix(user_id(listing.belongs_to), Change(b"F", id))
+            return _Fix(user_id(listing.belongs_to), Change(b"F", id, seen=place.order))
         if not listing.is_of_its_user(found.row):
             return _Fix(user_id(listing.belongs_to), Change(b"W", id))
         stamp = Stamp.of(raw[b"l"], raw.get(b"b", b""))
@@ -243,7 +243,7 @@ class ClusterIndexes(Indexes):
         for id, seen, fields in zip(ids, orders, records, strict=True):
             stamp = Stamp.read(fields, now)
             if stamp is None:
-                fixes.append(_Fix(user_id(listing.belongs_to), Change(b"F", id)))
+                fixes.append(_Fix(user_id(listing.belongs_to), Change(b"F", id, seen=seen or b"")))
             elif listing.belongs_to not in (None, user_of(stamp.belongs_to)):
                 fixes.append(_Fix(user_id(listing.belongs_to), Change(b"W", id)))
             else:

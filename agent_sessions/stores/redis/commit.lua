@@ -144,10 +144,10 @@ if not life then
     started = started == NEVER and now or started, active = active == NEVER and now or active, ended = time_of(ended_at),
     expires = time_of(expires), own = unpack_own(begins, own_at), writes = 0,
   }
-  stamp(life, unpack_lifetime(lifetime, 1))
+  stamp(life, unpack_lifetime(lifetime))
 elseif not has(IS_MAINTENANCE) then
   life.active = now
-  stamp(life, unpack_lifetime(lifetime, 1))
+  stamp(life, unpack_lifetime(lifetime))
 end
 if has(HOLDS) then prolong(life, now + hold) end
 life.writes = life.writes + 1

@@ -35,7 +35,10 @@ local function read(shelf)
   end
   local found = call('ZREVRANGE', K, from, from + limit - 1, 'WITHSCORES')
   for i = 2, #found, 2 do
-    if tonumber(found[i]) < shelf * SHELF then return {unpack(found, 1, i - 2)} end
+    if tonumber(found[i]) < shelf * SHELF then
+      for j = #found, i - 1, -1 do found[j] = nil end
+      break
+    end
   end
   return found
 end

@@ -12,7 +12,8 @@
 --   C  correct   this is what its record says. Only if its place is as it was seen
 --   R  restore   the same, only where there is no place
 --   L  leave     it was deleted
---   F  forget    it was found gone. Only if its place is a minute old: it may be about to be made
+--   F  forget    it was found gone. If its place is younger than a minute, it may be about to be made, and is only no
+--                longer counted
 --   W  wrong     it was found not to belong to this user
 --
 -- When it started and how many times its place changed are its order: of two changes, the later one stays, whichever
@@ -48,14 +49,22 @@ local function change(what, id, started, writes, life, hold, seen)
   elseif what == 'W' then
     forget(KEYS[3], id)
     return 1
-  elseif what == 'F' then
+  end
+  local order = call('HGET', ORDERS, id) or ''
+  if what == 'F' then
+    if order ~= seen then return 1 end
     for _, index in ipairs(indexes) do
-      if time_in(call('ZSCORE', index, 'a' .. id) or 0) <= now - MINUTE then forget(index, id) end
+      local entered = time_in(call('ZSCORE', index, 'a' .. id) or 0)
+      if entered <= now - MINUTE then
+        forget(index, id)
+      else
+        call('ZREM', index, 'i' .. id, 'e' .. id)
+        call('ZADD', index, score(ENTERED, entered + MINUTE), 'g' .. id)
+      end
     end
     if not call('ZSCORE', INDEX, 'a' .. id) then call('HDEL', ORDERS, id) end
     return 1
   end
-  local order = call('HGET', ORDERS, id) or ''
   if what == 'C' then
     if order ~= seen then return 1 end
   elseif overtakes(order, started, writes) then

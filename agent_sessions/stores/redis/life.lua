@@ -1,4 +1,4 @@
--- ------------------------------------------------------------------------------------------------- the life of a session
+-- ------------------------------------------------------------------------------------------------- a session's life
 
 -- When it is idle, has ended, and is gone: word for word what `stores/lifetime.py` and `stores/life.py` say, which is
 -- what the stores in Python do. What is None there is INFINITY here.
@@ -10,43 +10,46 @@
 local LIFETIME = {'idle', 'end', 'absolute', 'ttl', 'retention'}
 
 local function unpack_own(packed, at)
-  local own, which = {}, nil
-  which, at = struct.unpack('>B', packed, at)
+  local own, which = {}, string.byte(packed, at)
+  if which == 0 then return own end
+  at = at + 1
   for i, name in ipairs(LIFETIME) do
     if bit.band(which, 2 ^ (i - 1)) ~= 0 then
       own[name], at = struct.unpack('>I6', packed, at)
       own[name] = time_of(own[name])
     end
   end
-  return own, at
+  return own
 end
 
-local function unpack_lifetime(packed, at)
-  local lifetime = {}
-  for _, name in ipairs(LIFETIME) do
-    lifetime[name], at = struct.unpack('>I6', packed, at)
-    lifetime[name] = time_of(lifetime[name])
-  end
-  return lifetime, at
+local function lifetime_of(idle, after_idle, absolute, ttl, retention)
+  return {
+    idle = time_of(idle), ['end'] = time_of(after_idle), absolute = time_of(absolute), ttl = time_of(ttl),
+    retention = time_of(retention),
+  }
+end
+
+local function unpack_lifetime(packed)
+  return lifetime_of(struct.unpack('>I6I6I6I6I6', packed))
 end
 
 local function unpack_life(packed)
-  local gone, idle, ends, started, active, ended, expires, at = struct.unpack('>I6I6I6I6I6I6I6', packed)
-  local l = {
+  local gone, idle, ends, started, active, ended, expires, idle_ms, end_ms, absolute_ms, ttl_ms, retention_ms, writes,
+    at = struct.unpack('>I6I6I6I6I6I6I6I6I6I6I6I6I6', packed)
+  return {
     gone = time_of(gone), idle = time_of(idle), ends = time_of(ends), started = started, active = active,
-    ended = time_of(ended), expires = time_of(expires),
+    ended = time_of(ended), expires = time_of(expires), writes = writes, own = unpack_own(packed, at),
+    lifetime = lifetime_of(idle_ms, end_ms, absolute_ms, ttl_ms, retention_ms),
   }
-  l.lifetime, at = unpack_lifetime(packed, at)
-  l.writes, at = struct.unpack('>I6', packed, at)
-  l.own = unpack_own(packed, at)
-  return l
 end
 
 local function pack_life(l)
   local t, which, own = l.lifetime, 0, ''
-  for i, name in ipairs(LIFETIME) do
-    if l.own[name] then
-      which, own = which + 2 ^ (i - 1), own .. struct.pack('>I6', stored(l.own[name]))
+  if next(l.own) then
+    for i, name in ipairs(LIFETIME) do
+      if l.own[name] then
+        which, own = which + 2 ^ (i - 1), own .. struct.pack('>I6', stored(l.own[name]))
+      end
     end
   end
   return struct.pack('>I6I6I6I6I6I6I6I6I6I6I6I6I6B', stored(l.gone), stored(l.idle), stored(l.ends), stored(l.started),
@@ -79,8 +82,8 @@ end
 
 -- Stamps it by a lifetime, but for what it has of its own.
 local function stamp(l, lifetime)
-  l.lifetime = {}
-  for _, name in ipairs(LIFETIME) do l.lifetime[name] = l.own[name] or lifetime[name] end
+  for name, own in pairs(l.own) do lifetime[name] = own end
+  l.lifetime = lifetime
   l.idle, l.ends, l.gone = stamps(l, 0)
 end
 
