@@ -71,6 +71,7 @@ Outcome = Literal["copied", "updated", "same", "gone", "differs", "in_use", "fai
 _UNFINISHED: frozenset[Outcome] = frozenset(("differs", "in_use", "failed"))
 _NOT_COPIED = frozenset((Key(DEFAULT_TENANT, "system", "rekey"),))  # how far a rekey of that very store is
 _JOINED = frozenset((Key(DEFAULT_TENANT, "system", "tenants"),))  # a list that every process adds to
+_OVERTAKEN = (SessionConflictError, SessionEndedError, SessionExpiredError)  # somebody has just made it there
 _TRIES = 5
 _HALF = 4
 _LONGEST_NAP_S = 1.0
@@ -269,11 +270,7 @@ class _Run:
                 return await self._put(key, whole, there)
             except SessionBusyError:
                 return "in_use", "a turn has it in the target; run this again later"
-            except (
-                SessionConflictError,
-                SessionEndedError,
-                SessionExpiredError,
-            ):  # somebody has just written it there: look again
+            except _OVERTAKEN:
                 seen = await self._source.open(key, wanted=Wanted(values=False))
         return "in_use", "it is written in the target all the time; run this again later"
 

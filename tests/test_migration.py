@@ -289,6 +289,25 @@ async def test_what_somebody_has_changed_in_the_target_is_left_alone(
     assert await read(target, "s") == "new"
 
 
+@pytest.mark.parametrize("kind", ["sqlite", "redis"])
+async def test_a_copy_can_be_made_again_and_again(
+    source: Store, make_store: MakeStore, clock: FakeClock, kind: str
+) -> None:
+    target = make_store(kind)
+    await write(source, "s", "ours")
+    assert sessions(await migrate(source, target)) == {"copied": 1}
+    for _ in range(2):
+        await write(target, "s", "theirs")
+        assert sessions(await migrate(source, target, overwrite=True)) == {"updated": 1}
+    await SessionManager(target).delete("s")
+    assert sessions(await migrate(source, target)) == {"copied": 1}
+    for number in range(2):
+        clock.advance(1)
+        await write(source, "s", f"ours {number}")
+        assert sessions(await migrate(source, target)) == {"updated": 1}
+        assert sessions(await migrate(source, target, verify=True)) == {"same": 1}
+
+
 async def test_another_session_of_the_same_id_is_left_alone(clock: FakeClock, target: Store) -> None:
     one, other = MemoryStore(clock), MemoryStore(clock)
     await write(one, "s", "one")
