@@ -7,6 +7,7 @@ import uuid
 from collections.abc import AsyncIterator, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from functools import partial
 from typing import Any
 
 from msgspec import structs
@@ -83,7 +84,7 @@ class Making(Changing):
         if made.user_id is None or (await self.policies.of(self.tenant_id)).max_sessions_per_user is None:
             record = await self._make(made)
         else:
-            async with self._users.turn(made.user_id) as user:
+            async with self._users.turn(made.user_id, partial(self._check_limit, made.user_id)) as user:
                 record = await self._make_within_limit(made, made.user_id, user.recent)
                 user.remember(record.session_id)
         await self._unless_erased(key, made.user_id)
@@ -98,11 +99,14 @@ class Making(Changing):
         """
         user_id = self._needed_user(user_id)
         fields = _fields(None, None, None, metadata)
-        record = await self._touched(user_id, [])
+        there_is_one = partial(self._touched, user_id)
+        record = await there_is_one()
         if record is not None:
             return record
         made = _Made(self._session_key(str(uuid.uuid4())), user_id, {}, None, fields)
-        async with self._users.turn(user_id) as user:
+        async with self._users.turn(user_id, there_is_one) as user:
+            if isinstance(user, SessionRecord):
+                return user
             record = await self._touched(user_id, user.recent)  # another may have made it meanwhile
             if record is not None:
                 return record
@@ -142,15 +146,19 @@ class Making(Changing):
             live = await self._live(user_id, recent)
             while len(live) >= policy.max_sessions_per_user:
                 if policy.on_limit == "reject":
-                    raise SessionLimitError(
-                        f"user {user_id!r} has {len(live)} sessions; the policy allows {policy.max_sessions_per_user}. "
-                        "End one, or set on_limit to end_oldest.",
-                        field="user_id",
-                    )
+                    raise _too_many(user_id, len(live), policy.max_sessions_per_user)
                 oldest = min(live, key=lambda record: (record.last_active_at, record.session_id))
                 await self._end_if_there(oldest.session_id, "replaced")
                 live.remove(oldest)
         return await self._make(made)
+
+    async def _check_limit(self, user_id: str) -> None:
+        """Refuse one more if the index alone says that there are enough."""
+        policy = await self.policies.of(self.tenant_id)
+        if policy.max_sessions_per_user is not None and policy.on_limit == "reject":
+            number = len(await self._live(user_id, ()))
+            if number >= policy.max_sessions_per_user:
+                raise _too_many(user_id, number, policy.max_sessions_per_user)
 
     async def _live(self, user_id: str, recent: Iterable[str]) -> list[SessionRecord]:
         """The user's sessions that have not ended, also those that an index does not show yet."""
@@ -163,7 +171,7 @@ class Making(Changing):
                 live[session_id] = record
         return [*live.values()]
 
-    async def _touched(self, user_id: str, recent: Iterable[str]) -> SessionRecord | None:
+    async def _touched(self, user_id: str, recent: Iterable[str] = ()) -> SessionRecord | None:
         """The user's most recently active session that is active, touched."""
         async for session_id in self._active_ids(user_id, recent):
             try:
@@ -201,6 +209,13 @@ class _Made:
     own: Own
     expires_at: int | None
     fields: dict[str, bytes]
+
+
+def _too_many(user_id: str, number: int, allowed: int) -> SessionLimitError:
+    return SessionLimitError(
+        f"user {user_id!r} has {number} sessions; the policy allows {allowed}. End one, or set on_limit to end_oldest.",
+        field="user_id",
+    )
 
 
 def _fields(

@@ -8,10 +8,11 @@ index of a backend may show those later.
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from hashlib import blake2b
 from secrets import token_bytes
+from typing import TypeVar
 
 from .. import codec
 from ..background import finished, uncancelled
@@ -20,6 +21,8 @@ from ..stores.base import Commit, Key, LeaseWanted, Opened, Store, Wanted
 from ..stores.lifetime import Lifetime
 from ..turns.commits import Traffic, store_commit
 from ..turns.leases import new_owner
+
+T = TypeVar("T")
 
 PATIENCE_S = 60.0
 RECENT = 100
@@ -63,10 +66,16 @@ class UserKeys:
         self._lease_ms = lease_ms
 
     @asynccontextmanager
-    async def turn(self, user_id: str) -> AsyncIterator[UserTurn]:
-        """Be alone with a user: others that decide for the same one wait."""
+    async def turn(self, user_id: str, instead: Callable[[], Awaitable[T | None]]) -> AsyncIterator[UserTurn | T]:
+        """Be alone with a user: others that decide for the same one wait.
+
+        Whoever has to wait looks now and then for what would do `instead`, and gets that, if it is not None.
+        """
         key, owner = self._key("user", user_id), new_owner()
-        opened = await self._take(key, owner)
+        opened = await self._take(key, owner, instead)
+        if not isinstance(opened, Opened):
+            yield opened
+            return
         fields = {} if opened.row is None else opened.row.fields or {}
         user = UserTurn(codec.decode(fields[_RECENT]) if _RECENT in fields else {}, opened.now)
         try:
@@ -103,7 +112,17 @@ class UserKeys:
         name = blake2b(user_id.encode(), digest_size=16, person=b"user").hexdigest()
         return Key(self._tenant, "system", f"{what}/{name}")
 
-    async def _take(self, key: Key, owner: str) -> Opened:
+    async def _take(self, key: Key, owner: str, instead: Callable[[], Awaitable[T | None]]) -> Opened | T:
+        try:
+            opened = await self._queue(key, owner, instead)
+        except BaseException:
+            await uncancelled(self._store.release(key, owner))
+            raise
+        if not isinstance(opened, Opened):
+            await uncancelled(self._store.release(key, owner))
+        return opened
+
+    async def _queue(self, key: Key, owner: str, instead: Callable[[], Awaitable[T | None]]) -> Opened | T:
         started = time.monotonic()
         queue = False
         while True:
@@ -112,6 +131,8 @@ class UserKeys:
             )
             if opened.granted:
                 return opened
+            if (found := await instead()) is not None:
+                return found
             if time.monotonic() - started > PATIENCE_S:
                 raise SessionBusyError("the user is busy: sessions are being made for the same one all the time")
             if queue:

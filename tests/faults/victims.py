@@ -19,6 +19,7 @@ _context = multiprocessing.get_context("forkserver")
 _context.set_forkserver_preload(
     [
         "tests.faults.victims",
+        "tests.faults.crowds",
         "tests.faults.graph_runs",
         "agent_sessions.stores.dynamodb",
         "agent_sessions.stores.redis",
@@ -50,6 +51,11 @@ def fewer(backend: Settings, times: int) -> int:
 
 def pipe() -> tuple[Connection, Connection]:
     return _context.Pipe(duplex=False)
+
+
+def barrier(parties: int) -> Any:
+    """A point that so many processes leave together."""
+    return _context.Barrier(parties)
 
 
 def with_lease(backend: Settings, seconds: float) -> Settings:

@@ -17,11 +17,16 @@ from tests.lifecycle import raw
 class Everywhere:
     """Makes managers as other processes would have them: with caches of their own, over the same stored sessions."""
 
-    def __init__(self, open_store: Callable[[], Store], raw: Callable[[], bytes]) -> None:
+    def __init__(self, open_store: Callable[[], Store], raw: Callable[[], bytes], *, speed: float = 1.0) -> None:
         self._open_store = open_store
+        self._speed = speed
         self.raw = raw
         """All that the backend holds."""
         self.stores: list[Store] = []
+
+    def fewer(self, times: int) -> int:
+        """How often to do something: less where it takes long."""
+        return round(times * self._speed)
 
     def __call__(self, **settings: object) -> SessionManager:
         """A manager with these settings."""
@@ -52,7 +57,7 @@ def _over(backend: str, request: pytest.FixtureRequest, path: Path, clock: FakeC
         return Everywhere(lambda: SQLiteStore(path, clock=clock), lambda: raw.of_sqlite(path))
     if backend == "dynamodb":
         table = request.getfixturevalue("dynamodb")
-        return Everywhere(lambda: table.store(clock), lambda: raw.of_dynamodb(table))
+        return Everywhere(lambda: table.store(clock), lambda: raw.of_dynamodb(table), speed=0.2)
     from agent_sessions.stores.redis import RedisStore
 
     if backend == "redis":

@@ -29,24 +29,26 @@ async def at_once(*works: Awaitable[object]) -> Counter[str]:
 
 async def test_fifty_ask_for_one_new_user(everywhere: Everywhere) -> None:
     managers = [everywhere() for _ in range(5)]
-    records = await asyncio.gather(*(managers[number % 5].get_or_create("new") for number in range(50)))
+    times = everywhere.fewer(50)
+    records = await asyncio.gather(*(managers[number % 5].get_or_create("new") for number in range(times)))
     assert len({record.session_id for record in records}) == 1
     assert len(await managers[0].list("new")) == 1
 
 
 async def test_fifty_create_against_a_limit_of_ten(everywhere: Everywhere) -> None:
-    managers = [everywhere(policy={"max_sessions_per_user": 10}) for _ in range(5)]
-    outcomes = await at_once(*(managers[number % 5].create("u") for number in range(50)))
-    assert outcomes == {"done": 10, "SESSION_LIMIT_REACHED": 40}
-    assert len(await managers[0].list("u")) == 10
+    allowed, times = everywhere.fewer(10), everywhere.fewer(50)
+    managers = [everywhere(policy={"max_sessions_per_user": allowed}) for _ in range(5)]
+    outcomes = await at_once(*(managers[number % 5].create("u") for number in range(times)))
+    assert outcomes == {"done": allowed, "SESSION_LIMIT_REACHED": times - allowed}
+    assert len(await managers[0].list("u")) == allowed
 
 
 async def test_creates_at_once_that_end_the_oldest_leave_as_many_as_allowed(everywhere: Everywhere) -> None:
     managers = [everywhere(policy={"max_sessions_per_user": 3, "on_limit": "end_oldest"}) for _ in range(3)]
-    assert await at_once(*(managers[number % 3].create("u") for number in range(12))) == {"done": 12}
+    assert await at_once(*(managers[number % 3].create("u") for number in range(8))) == {"done": 8}
     assert (await managers[0].stats()).active == 3
     ended = await managers[0].list("u", status="ended")
-    assert [record.end_reason for record in ended] == ["replaced"] * 9
+    assert [record.end_reason for record in ended] == ["replaced"] * 5
 
 
 async def test_one_of_many_creates_of_an_id_wins(everywhere: Everywhere) -> None:
@@ -61,7 +63,8 @@ async def test_an_end_comes_before_a_turn_or_after_it(everywhere: Everywhere) ->
     ends: list[str] = []
     for manager in managers:
         manager.listen(lambda event: ends.append(event.session_id) if event.type == "ended" else None)
-    for number in range(8):
+    rounds = everywhere.fewer(10)
+    for number in range(rounds):
         session_id = f"s{number}"
         await managers[0].create(session_id=session_id)
         outcomes = await at_once(
@@ -72,12 +75,12 @@ async def test_an_end_comes_before_a_turn_or_after_it(everywhere: Everywhere) ->
         assert outcomes.keys() <= {"done", "SESSION_ALREADY_ENDED"}
         async with managers[0].read(session_id) as snapshot:
             assert snapshot.get("n", 0) == outcomes["done"] - 3
-    assert sorted(ends) == [f"s{number}" for number in range(8)]
+    assert sorted(ends) == [f"s{number}" for number in range(rounds)]
 
 
 async def test_a_delete_comes_before_a_turn_or_after_it(everywhere: Everywhere) -> None:
     managers = [everywhere() for _ in range(2)]
-    for number in range(8):
+    for number in range(everywhere.fewer(10)):
         session_id = f"s{number}"
         await managers[0].create(session_id=session_id)
         turns = await asyncio.gather(
