@@ -51,7 +51,7 @@ class Record(Struct, forbid_unknown_fields=True):
     session_id: str
     started_at: Time
     active_at: Time
-    revision: Annotated[int, Meta(ge=0, le=2**53, description="How many commits it has seen.")] = 0
+    revision: Annotated[int, Meta(ge=0, le=2**47, description="How many commits it has seen.")] = 0
     user_id: str | None = None
     ended_at: Time | None = None
     expires_at: Time | None = None
