@@ -151,7 +151,7 @@ def memory(url: str, sessions: int) -> None:
     """Of the indexes alone."""
     client = redis.Redis.from_url(url)
     indexes = [name for name in client.scan_iter("*", count=10_000) if client.type(name) == b"zset"]
-    taken = sum(client.memory_usage(name, samples=0) for name in indexes)
+    taken = sum(client.memory_usage(name, samples=0) or 0 for name in indexes)
     print(f"  the indexes take {taken / sessions:,.0f} bytes a session; all of it {used(client) / sessions:,.0f}")
     client.close()
 
@@ -181,7 +181,7 @@ async def sweep(store: Store, spec: str, ran_out: int) -> None:
 
 async def turns(manager: SessionManager, is_over: Callable[[], bool], most: int) -> tuple[float, float]:
     """Turns on one session; the median and the 95th of a hundred, in ms."""
-    taken = []
+    taken: list[float] = []
     while len(taken) < most and not (is_over() and len(taken) > 1):
         begun = time.perf_counter()
         async with manager.open("turns") as session:

@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import asyncio
-from contextlib import AsyncExitStack
+import os
+from contextlib import AsyncExitStack, suppress
+from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
 
 from agent_sessions import SessionError, SessionManager, Settings
-from agent_sessions.errors import CommitUnknownError
+from agent_sessions.errors import CommitUnknownError, StoreUnavailableError
 from agent_sessions.settings import TurnSettings
+from agent_sessions.stores.base import Amend, Commit, Key
+from agent_sessions.stores.lifetime import Lifetime
 from agent_sessions.stores.redis import RedisStore
 from tests.faults.proxy import Fault, LossyProxy
 from tests.redis_cluster import RedisCluster
 
-SESSIONS, TURNS_EACH = 8, 125
+SESSIONS, TURNS_EACH, AMENDMENTS_EACH = 8, 125, 20
 
 
 @pytest.mark.parametrize("fault", ["drop the reply", "close the connection"])
@@ -47,6 +51,54 @@ async def test_turns_on_a_cluster_likewise(redis_cluster: RedisCluster, fault: F
     assert sum(proxy.lost for proxy in proxies.values()) > 100
     assert await direct.store.count("default", "session") == SESSIONS
     await direct.store.aclose()
+
+
+@pytest.mark.parametrize("fault", ["drop the reply", "close the connection"])
+@pytest.mark.parametrize("where", ["one server", "cluster"])
+async def test_amendments_are_each_applied_once_and_listed_so(
+    request: pytest.FixtureRequest, where: str, fault: Fault
+) -> None:
+    is_cluster = where == "cluster"
+    if is_cluster:
+        request.getfixturevalue("redis_cluster").flush()
+    url = request.getfixturevalue("redis_cluster").url if is_cluster else request.getfixturevalue("redis_url")
+    direct = RedisStore.from_url(url, cluster=is_cluster)
+    keys = [Key("default", "session", f"s{index}") for index in range(SESSIONS)]
+    for key in keys:
+        commit = Commit(id=os.urandom(8), owner="us", expected=None, lifetime=Lifetime(idle_ms=60_000))
+        await direct.commit(key, commit)
+    async with AsyncExitStack() as stack:
+        nodes = request.getfixturevalue("redis_cluster").nodes if is_cluster else []
+        urls = [node.url for node in nodes] or [url]
+        proxies = [await stack.enter_async_context(LossyProxy(one, fault)) for one in urls]
+        remap = {urlsplit(one).port: urlsplit(proxy.url).port or 0 for one, proxy in zip(urls, proxies, strict=True)}
+        options: dict[str, Any] = {"address_remap": lambda address: (address[0], remap[address[1]])}
+        options = {"cluster": True, **options} if is_cluster else {}
+        store = RedisStore.from_url(proxies[0].url, connect_timeout_s=0.1, timeout_s=0.1, **options)
+
+        async def amend(key: Key) -> None:
+            for number in range(AMENDMENTS_EACH):
+                await _persistently(store, key, Amend(id=os.urandom(8), counters={"n": 1}, activity=number % 2 == 0))
+            await _persistently(store, key, Amend(id=os.urandom(8), end=True))
+
+        await asyncio.gather(*(amend(key) for key in keys))
+        await store.aclose()
+    for key in keys:
+        row = (await direct.open(key)).row
+        assert row is not None
+        assert row.counters == {"n": AMENDMENTS_EACH}
+    assert {found.id for found in (await direct.find("default", "session", status="ended")).found} == {
+        key.id for key in keys
+    }
+    assert await direct.count("default", "session", status="active") == 0
+    await direct.aclose()
+
+
+async def _persistently(store: RedisStore, key: Key, amend: Amend) -> None:
+    while True:
+        with suppress(StoreUnavailableError):
+            await store.amend(key, amend)
+            return
 
 
 async def _lose(store: RedisStore, direct: SessionManager, turns_each: int) -> None:

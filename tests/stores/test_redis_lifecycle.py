@@ -64,7 +64,7 @@ async def test_a_session_idles_ends_and_goes_to_the_millisecond_of_the_server(
     made = await store.commit(KEY, everything(lifetime=SHORT))
     assert made.row is not None
     stamps, active_at = made.row.stamps, made.row.active_at
-    assert stamps == (active_at + 150, active_at + 300, active_at + 500)
+    assert [*stamps] == [active_at + 150, active_at + 300, active_at + 500]
     seen = list[Status]()
     while (before := await store.open(KEY)).row is not None:
         pages = [status for status in STATUSES if await listed(store, status=status)]

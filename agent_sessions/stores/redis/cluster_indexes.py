@@ -153,9 +153,9 @@ class ClusterIndexes(Indexes):
         await self._change(names, stamp.belongs_to, [correct])
         return stamp.belongs_to
 
-    async def amended(self, key: Key, stamp: Stamp) -> None:
+    async def amended(self, key: Key, life: bytes, belongs_to: bytes) -> None:
         """See `Indexes.amended`."""
-        await self._place(self._names.of(key), stamp)
+        await self._place(self._names.of(key), Stamp.of(life, belongs_to))
 
     async def extended(self, key: Key) -> None:
         """See `Indexes.extended`."""

@@ -104,8 +104,8 @@ class Indexes:
         assert stored is not None
         return stored.committed
 
-    async def amended(self, key: Key, stamp: Stamp) -> None:
-        """A session was amended."""
+    async def amended(self, key: Key, life: bytes, belongs_to: bytes) -> None:
+        """A session was amended, now or when its amendment was sent before."""
 
     async def extended(self, key: Key) -> None:
         """The times of a session were moved."""

@@ -50,7 +50,6 @@ from agent_sessions.stores.redis.connections import (
 )
 from agent_sessions.stores.redis.indexes import Indexes, Listing, Stored
 from agent_sessions.stores.redis.keys import KeyNames, Names, decode
-from agent_sessions.stores.redis.places import Stamp
 from agent_sessions.stores.redis.refusals import (
     raise_not_amended,
     raise_refused,
@@ -313,6 +312,8 @@ class RedisStore:
             return await self._indexes.along(key, commit, held, partial(self._commit, key, commit))
         stored = await self._commit(key, commit, False)
         assert stored is not None
+        if commit.hold_ms is not None:
+            await self._indexes.extended(key)
         return stored.committed
 
     async def _commit(self, key: Key, commit: Commit, must_exist: bool) -> Stored | None:
@@ -374,8 +375,7 @@ class RedisStore:
             known = self._registries.get(names.main)
             if known is not None and known.life:
                 self._keep(names, structs.replace(known, life=life))
-            if self._indexes.are_elsewhere and changed:
-                await self._indexes.amended(key, Stamp.of(life, belongs_to or b""))
+            await self._indexes.amended(key, life, belongs_to or b"")
             row = lives.row(life, counters, belongs_to or b"", tag, scripts.unpack_fields(flat))
             return Amended(int(now), row, bool(changed), int(revision))
         raise unsettled(key)
