@@ -11,7 +11,7 @@ import threading
 import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, asynccontextmanager
-from typing import Any, Self
+from typing import Any, Literal, Self, overload
 
 from .auth import AuthContext, act_as, acting, agreed
 from .background import uncancelled
@@ -300,6 +300,12 @@ class SessionManager(Lifecycle):
             await opened.namespace(namespace).log(log, messages=messages).append(items)
 
     # ------------------------------------------------------------------------------------------------ one session
+
+    @overload
+    async def get(self, session_id: str, *, strict: Literal[True]) -> SessionRecord: ...
+
+    @overload
+    async def get(self, session_id: str, *, strict: bool = False) -> SessionRecord | None: ...
 
     async def get(self, session_id: str, *, strict: bool = False) -> SessionRecord | None:
         """The record of a session; None if there is no such session in this tenant.

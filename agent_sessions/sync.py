@@ -7,7 +7,7 @@ import inspect
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AbstractContextManager, contextmanager
 from functools import partial
-from typing import Any, Concatenate, ParamSpec, Self, TypeVar
+from typing import Any, Concatenate, Literal, ParamSpec, Self, TypeVar, overload
 
 from .auth import AuthContext
 from .background import call, portal
@@ -259,9 +259,18 @@ class SyncSessionManager:
         with _entered(self._manager.read(session, logs=logs)) as snapshot:
             yield SyncSession(snapshot)
 
+    @overload
+    def get(self, session_id: str, *, strict: Literal[True]) -> SessionRecord: ...
+
+    @overload
+    def get(self, session_id: str, *, strict: bool = False) -> SessionRecord | None: ...
+
+    def get(self, session_id: str, *, strict: bool = False) -> SessionRecord | None:
+        """See `SessionManager.get`."""
+        return call(partial(self._manager.get, session_id, strict=strict))
+
     append = _blocking(SessionManager.append)
     create = _blocking(SessionManager.create)
-    get = _blocking(SessionManager.get)
     get_or_create = _blocking(SessionManager.get_or_create)
     touch = _blocking(SessionManager.touch)
     update = _blocking(SessionManager.update)

@@ -389,7 +389,7 @@ async def test_list_filters_and_pages(manager: SessionManager, clock: FakeClock)
     assert await everything(agent_id="a0") == names[0::3]
     assert await everything(metadata={"device": "mobile"}) == ["s20", "s15", "s10", "s05", "s00"]
     assert await everything(user_id="u0", metadata={"device": "mobile"}) == ["s20", "s10", "s00"]
-    fifth = (await manager.get("s05", strict=True)).started_at  # type: ignore[union-attr]
+    fifth = (await manager.get("s05", strict=True)).started_at
     assert await everything(started_before=fifth) == names[-5:]
     assert await everything(started_after=fifth) == names[:19]
     assert [r.session_id for r in (await manager.list(offset=10, limit=2)).sessions] == names[10:12]
@@ -451,7 +451,7 @@ async def test_expire_idle_tells_each_once(manager: SessionManager, clock: FakeC
     assert sorted(told) == sorted([*(one.session_id for one in made), "expires"])
     assert (await manager.expire_idle()).expired == 0
     reasons = [await manager.get(id, strict=True) for id in ("s000", "expires")]
-    assert [one.end_reason for one in reasons if one] == ["idle", "expired"]
+    assert [one.end_reason for one in reasons] == ["idle", "expired"]
 
 
 async def test_expire_idle_by_age(manager: SessionManager, clock: FakeClock) -> None:

@@ -30,6 +30,7 @@ from agent_sessions.stores.base import (
     Wanted,
 )
 from agent_sessions.stores.encryption import EncryptedStore, Keyring, Progress, rekey
+from agent_sessions.stores.lifetime import Lifetime
 from agent_sessions.stores.sqlite import SQLiteStore
 from agent_sessions.testing import FakeClock
 from tests.support import Before, Stopping, alone, waiters
@@ -72,7 +73,7 @@ async def fill(store: Store, key: Key, *, ttl_ms: int | None = None, belongs_to:
         id=secrets.token_bytes(8),
         owner="test",
         expected=None,
-        ttl_ms=ttl_ms,
+        lifetime=Lifetime(ttl_ms=ttl_ms),
         belongs_to=belongs_to,
         values={VALUE: b"milk", Part("crewai", "cart"): b"eggs"},
         logs={LOG: LogChange(append=[b"%d" % number for number in range(20)])},
