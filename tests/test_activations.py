@@ -14,7 +14,7 @@ from agent_sessions.errors import SessionEndedError, SessionError
 from agent_sessions.runs.adapters import Call, Outcome
 from agent_sessions.stores.base import Commit, Committed, Key, Kind, Page, Store
 from tests.fixtures import MakeManager, make_manager, manager
-from tests.support import Before, alone, until
+from tests.support import Barrier, Before, alone, until
 
 __all__ = ["make_manager", "manager"]
 
@@ -44,18 +44,22 @@ class Ids:
 
 
 class Beside(Before):
-    """Does something before the activation of a run is written as running, or as what it has become."""
+    """Does something before the activation of a run is written as running, or around what it has become."""
 
     def __init__(self, inner: Store) -> None:
         super().__init__(inner)
         self.before_start: Work | None = None
         self.before_end: Work | None = None
+        self.after_end: Work | None = None
 
     async def commit(self, key: Key, commit: Commit) -> Committed:
         work = self.before_start if commit.hold_ms else self.before_end
         if key.kind == "run" and work is not None:
             await work()
-        return await super().commit(key, commit)
+        committed = await super().commit(key, commit)
+        if key.kind == "run" and commit.hold_ms is None and self.after_end is not None:
+            await self.after_end()
+        return committed
 
 
 async def keys(manager: SessionManager) -> Counter[str]:
@@ -283,6 +287,28 @@ async def test_a_run_between_two_steps_of_a_deletion_is_deleted_as_well(make_man
 
 
 # --------------------------------------------------------------------------------------------------------- ended
+
+
+async def test_the_end_of_a_run_that_is_cancelled_just_then_is_written_once(
+    make_manager: MakeManager, caplog: pytest.LogCaptureFixture
+) -> None:
+    beside: list[Beside] = []
+
+    def wrapped(inner: Store) -> Beside:
+        beside.append(Beside(inner))
+        return beside[-1]
+
+    manager, barrier = make_manager(wrapped), Barrier()
+    beside[0].after_end = barrier.stop
+    running = asyncio.create_task(Runner(manager).run(answer, "s", "1"))
+    await barrier.reached.wait()
+    running.cancel()
+    barrier.lift()
+    with pytest.raises(asyncio.CancelledError):
+        await running
+
+    assert [one.status for one in await Runner(manager).activations("s")] == ["COMPLETE"]
+    assert caplog.messages == []
 
 
 async def test_runs_on_an_ended_session_are_refused_and_kept_as_failed(make_manager: MakeManager) -> None:

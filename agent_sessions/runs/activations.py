@@ -76,10 +76,14 @@ class Activation:
 
 
 class Started(NamedTuple):
-    """A running activation: the owner of its lease, and the version at which it was written; None: it could not be."""
+    """A running activation."""
 
     owner: str
+    """Who holds its lease."""
     version: Version | None
+    """At which it was written; None: it could not be."""
+    end_id: bytes
+    """The id of the commit that ends it, which may have to be repeated."""
 
 
 class Activations:
@@ -94,16 +98,16 @@ class Activations:
 
     async def start(self, activation: Activation) -> Started:
         """Write a run that begins. What goes wrong is logged, not raised."""
-        started = Started(new_owner(), None)
-        started = await self._write(activation, started, hold_ms=self._manager.lease_ms)
-        if started.version is not None:
-            self._manager.leases.hold(_key(activation), started.owner)
-        return started
+        owner = new_owner()
+        version = await self._write(activation, secrets.token_bytes(8), owner, None, self._manager.lease_ms)
+        if version is not None:
+            self._manager.leases.hold(_key(activation), owner)
+        return Started(owner, version, secrets.token_bytes(8))
 
     async def finish(self, activation: Activation, started: Started) -> None:
         """Write how it ended. What goes wrong is logged, not raised: the run's own outcome counts."""
         self._manager.leases.drop(started.owner)
-        await self._write(activation, started, hold_ms=None)
+        await self._write(activation, started.end_id, started.owner, started.version, None)
         tenant_id, session_id = activation.tenant_id, activation.session_id
         old = pruning.ledger_of(self._manager).note(tenant_id, session_id, activation.activation_id)
         look = pruning.is_time_to_look()
@@ -141,24 +145,25 @@ class Activations:
         checked = [await self.get(tenant_id, one.activation_id) if one.status == "RUNNING" else one for one in found]
         return sorted((one for one in checked if one is not None), key=lambda one: one.start, reverse=True)
 
-    async def _write(self, activation: Activation, started: Started, hold_ms: int | None) -> Started:
+    async def _write(
+        self, activation: Activation, id: bytes, owner: str, expected: Version | None, hold_ms: int | None
+    ) -> Version | None:
         try:
             commit = Commit(
-                id=secrets.token_bytes(8),
-                owner=started.owner,
-                expected=started.version,
+                id=id,
+                owner=owner,
+                expected=expected,
                 hold_ms=hold_ms,
                 lifetime=Lifetime(ttl_ms=self._manager.ttl_ms),
                 belongs_to=activation.session_id,
                 fields={_FIELD: codec.encode(_fields(activation))},
             )
-            committed = await self._manager.store.commit(_key(activation), commit)
+            return (await self._manager.store.commit(_key(activation), commit)).version
         except SessionNotFoundError:
-            return started  # it was deleted meanwhile
+            return None  # it was deleted meanwhile
         except Exception as error:
             logger.warning("activation %s could not be written: %s", activation.activation_id, _named(error))
-            return started
-        return started._replace(version=committed.version)
+            return None
 
     async def _kept(self, activation: Activation, seen: Row | None) -> Activation | None:
         """What may be kept of a run whose session was seen so; None: nothing, since that was deleted meanwhile."""
