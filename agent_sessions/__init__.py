@@ -17,7 +17,7 @@ from .runs.skills import skill
 from .session import Collection, Log, Namespace, Session, current_session
 from .settings import Settings
 from .stores.memory import MemoryStore
-from .sync import SyncSession, SyncSessionManager
+from .sync import SyncAdminManager, SyncSession, SyncSessionManager
 
 __all__ = [
     "Activation",
@@ -47,6 +47,7 @@ __all__ = [
     "Settings",
     "SkillCall",
     "Stats",
+    "SyncAdminManager",
     "SyncSession",
     "SyncSessionManager",
     "current_session",

@@ -6,14 +6,18 @@ import asyncio
 import inspect
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AbstractContextManager, contextmanager
+from datetime import timedelta
 from functools import partial
 from typing import Any, Concatenate, Literal, ParamSpec, Self, TypeVar, overload
 
+from .admin import AdminManager
 from .auth import AuthContext
 from .background import call, portal
 from .errors import InvalidError
 from .events import Listener
+from .lifecycle import ExpiredSessions, Stats
 from .manager import LogsWanted, SessionManager
+from .policy import Policy
 from .record import SessionRecord
 from .session import Collection, Log, Namespace, Session, ValueNamespace, enter_session, leave_session
 from .settings import Settings
@@ -306,6 +310,52 @@ class SyncSessionManager:
     def listen(self, listener: Listener) -> Callable[[], None]:
         """See `SessionManager.listen`. It is called in the background thread."""
         return self._manager.listen(listener)
+
+
+class SyncAdminManager:
+    """An `AdminManager`, blocking.
+
+    Args:
+        manager: As for `AdminManager`.
+    """
+
+    def __init__(self, manager: SyncSessionManager) -> None:
+        self._admin = AdminManager(manager._manager)
+
+    @classmethod
+    def from_env(cls) -> SyncAdminManager:
+        """The blocking half of `AdminManager.from_env()`."""
+        return cls(SyncSessionManager.from_env())
+
+    def for_tenant(self, tenant_id: str) -> SyncSessionManager:
+        """See `AdminManager.for_tenant`."""
+        return SyncSessionManager(manager=self._admin.for_tenant(tenant_id))
+
+    def tenants(self) -> list[str]:
+        """See `AdminManager.tenants`."""
+        return call(self._admin.tenants)
+
+    def stats(self) -> dict[str, Stats]:
+        """See `AdminManager.stats`."""
+        return call(self._admin.stats)
+
+    def expire_idle(
+        self, *, max_age: float | timedelta | str | None = None, dry_run: bool = False, limit: int = 10_000
+    ) -> dict[str, ExpiredSessions]:
+        """See `AdminManager.expire_idle`."""
+        return call(partial(self._admin.expire_idle, max_age=max_age, dry_run=dry_run, limit=limit))
+
+    def get_policy(self) -> Policy:
+        """See `AdminManager.get_policy`."""
+        return call(self._admin.get_policy)
+
+    def set_policy(self, policy: Policy | Mapping[str, Any] | None) -> None:
+        """See `AdminManager.set_policy`."""
+        call(self._admin.set_policy, policy)
+
+    def apply_policy(self) -> dict[str, int]:
+        """See `AdminManager.apply_policy`."""
+        return call(self._admin.apply_policy)
 
 
 def _call(session: Session, function: Callable[..., Awaitable[T]], *args: Any) -> T:

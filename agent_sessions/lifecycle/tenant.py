@@ -18,7 +18,7 @@ from ..settings import Settings
 from ..stores.base import Amend, Amended, Cursor, Key, Order, Page, Store, Wanted
 from ..stores.lifetime import Lifetime, Status
 from ..turns.cache import ImageCache
-from ..turns.commits import store_amend
+from ..turns.commits import store_amend, store_delete
 from .policies import Policies, lifetime_of
 from .users import UserKeys
 
@@ -134,7 +134,7 @@ class TenantSessions:
     async def _unless_erased(self, key: Key, user_id: str | None) -> None:
         """Take a new session back whose user is being erased: the erasure may have passed it by."""
         if user_id is not None and await self._users.is_erased(user_id):
-            await self.store.delete(key, secrets.token_bytes(8))
+            await finished(lambda: store_delete(self.store, key, self.lease_ms))
             self._cache.drop(key)
             raise SessionConflictError(f"user {user_id!r} is being erased; try again later", field="user_id")
 

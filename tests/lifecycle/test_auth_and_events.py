@@ -51,6 +51,7 @@ async def test_an_argument_that_contradicts_it_is_refused(manager: SessionManage
             lambda: manager.for_tenant("other").create(),
             lambda: manager.for_tenant("other").get("s"),
             lambda: manager.append("s", "openai", "items", [1], user_id="bob"),
+            lambda: manager.list(tenant_id="other"),
         ]
         for operation in refused:
             with pytest.raises(ForbiddenError):
@@ -143,6 +144,28 @@ async def test_listeners_hear_what_happens_and_disturb_nothing(
     assert len(heard) == 6
     assert len(later) == 7
     assert "secret" not in caplog.text
+
+
+async def test_appends_and_copies_are_heard_of_as_well(manager: SessionManager) -> None:
+    heard: list[tuple[str, str]] = []
+    manager.listen(lambda event: heard.append((event.type, event.session_id)))
+    for _ in range(2):
+        await manager.append("s", "openai", "items", [1])
+    async with manager.open("steps", commit="step", user_id="ann") as session:
+        await session.log("log").append([1])
+    await manager.fork("s", "copy")
+    await manager.import_(await manager.export("s"), session_id="import")
+    await manager.get_or_create("ann")
+    assert heard == [
+        ("created", "s"),
+        ("turn_committed", "s"),
+        ("turn_committed", "s"),
+        ("created", "steps"),
+        ("turn_committed", "steps"),
+        ("created", "copy"),
+        ("created", "import"),
+        ("touched", "steps"),
+    ]
 
 
 async def _failing_turn(manager: SessionManager) -> None:

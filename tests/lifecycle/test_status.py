@@ -76,7 +76,9 @@ async def test_the_ttl_counts_from_the_last_activity(manager: SessionManager, cl
     assert (await manager.create(session_id="forever", ttl=0, policy={"end_after": None})).gone_at is None
     clock.advance(900)
     await manager.update("s", metadata={"no": "activity"})
-    await manager.get("s")
+    await manager.list()
+    async with manager.read("s"):
+        pass
     assert await after(manager, clock, "s", 100) == ("active", "gone")
     await manager.create(session_id="s", ttl=1000)
     for activity in (lambda: manager.touch("s"), lambda: manager.extend("s", seconds=1), lambda: _turn(manager)):

@@ -11,7 +11,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from agent_sessions import AdminManager, MemoryStore, SessionManager, Settings
+from agent_sessions import (
+    AdminManager,
+    MemoryStore,
+    SessionManager,
+    Settings,
+    SyncAdminManager,
+    SyncSessionManager,
+)
 from agent_sessions.auth import AuthContext
 from agent_sessions.errors import ForbiddenError, SessionError
 from agent_sessions.testing import FakeClock
@@ -246,6 +253,18 @@ async def test_a_policy_for_all_tenants_is_an_admins(manager: SessionManager, cl
     assert record.status == "idle"
     await admin.set_policy(None)
     assert (await admin.get_policy()).model_fields_set == set()
+
+
+def test_an_admin_can_do_without_async() -> None:
+    manager = SyncSessionManager(MemoryStore())
+    admin = SyncAdminManager(manager)
+    manager.for_tenant("acme").create("u")
+    admin.set_policy({"idle_after": "1h"})
+    assert admin.get_policy().idle_after == admin.for_tenant("acme").get_policy().idle_after
+    assert admin.tenants() == ["acme"]
+    assert admin.stats()["acme"].active == 1
+    assert admin.apply_policy() == {"acme": 1}
+    assert admin.expire_idle(max_age=3600) == {}
 
 
 async def test_a_thousand_tenants_are_all_found() -> None:
