@@ -1,4 +1,4 @@
-"""Opening sessions: turns, snapshots, and what a person needs when one is stuck."""
+"""Opening sessions: turns and snapshots, and the manager that all operations are on."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from .errors import (
 from .events import Listener, Listeners
 from .identifiers import DEFAULT_TENANT, check_id, check_name
 from .lifecycle import Lifecycle, Policies
-from .record import MESSAGES, LockInfo, SessionRecord, lock_info, record_of
+from .record import MESSAGES, SessionRecord, record_of
 from .session import Session, enter_session, joined_session, leave_session
 from .settings import Settings
 from .stores import open_store
@@ -320,27 +320,6 @@ class SessionManager(Lifecycle):
         if record is None and strict:
             raise SessionNotFoundError(f"there is no session {session_id!r}")
         return record
-
-    async def lock(self, session_id: str) -> LockInfo | None:
-        """Who holds the session's lease, since when, and how many wait; None if nobody does."""
-        key = await self._owned(session_id)
-        opened = await self.store.open(key, wanted=Wanted(values=False))
-        return None if opened.lease is None else lock_info(key, opened.lease, opened.waiters)
-
-    async def unlock(self, session_id: str, *, force: bool) -> LockInfo | None:
-        """Break the session's lease and let the next turn in; returns who held it, or None.
-
-        What the broken turn wrote is safe to lose: its commit is refused as soon as another turn has taken over.
-
-        Args:
-            session_id: The session.
-            force: Must be True: the turn that holds the lease may well be alive.
-        """
-        if force is not True:
-            raise InvalidError("FORCE", "breaking a lease needs force=True; `lock` tells who holds it", field="force")
-        key = await self._owned(session_id)
-        broken = await self.store.unlock(key)
-        return None if broken is None else lock_info(key, broken, 0)
 
     async def commit_status(self, session_id: str, commit_id: str) -> CommitStatus:
         """Whether a commit that ended in `CommitUnknownError` is stored.

@@ -5,6 +5,7 @@ from .ending import EndedSessions, Ending, ExpiredSessions, SessionSummary
 from .erasure import Erasing, ErasureReceipt
 from .governing import Governing
 from .listing import Listing
+from .locking import Locking
 from .making import Making
 from .pages import SessionPage, Stats
 from .policies import Policies
@@ -21,5 +22,5 @@ __all__ = [
 ]
 
 
-class Lifecycle(Making, Ending, Listing, Copying, Erasing, Governing):
+class Lifecycle(Making, Ending, Listing, Copying, Locking, Erasing, Governing):
     """The lifecycle half of `SessionManager`."""
