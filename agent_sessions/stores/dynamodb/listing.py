@@ -46,6 +46,9 @@ _FILTERS: dict[Status | None, str] = {
 }
 """What the index by activity is filtered by. A time that is left out is as the next one."""
 
+_FILTERED = 250
+"""How many entries of the index by activity are read at first, at least, if one status is asked for: 3 read units."""
+
 _LOOKED_AT = 50
 """How many records are read at a time, at least, where the index can't tell which are asked for."""
 
@@ -167,14 +170,15 @@ class Listing:
     # ------------------------------------------------------------------------------------------------- the indexes
 
     def _places(self, asked: Asked, order: Order, cursor: Cursor | None) -> Places:
-        of_user = asked.belongs_to is not None
+        of_user, at_least = asked.belongs_to is not None, 0
         if order == "activity":
             index = USER_BY_ACTIVITY if of_user else TENANT_BY_ACTIVITY
             queries = [_by_activity(index, shard, asked, cursor) for shard in asked.shards]
+            at_least = 0 if asked.status is None else _FILTERED
         else:
             index = USER_BY_START if of_user else TENANT_BY_START
             queries = [of_shard(index, shard, "<= :latest", latest=_latest(cursor)) for shard in asked.shards]
-        return Places(self._requests, index, queries, before=cursor)
+        return Places(self._requests, index, queries, before=cursor, at_least=at_least)
 
     async def _count(self, query: dict[str, Any]) -> int:
         return sum([reply["Count"] async for reply in self._requests.pages("Query", **query)])

@@ -47,6 +47,7 @@ class Places:
         queries: One query (`of_shard`) for each partition.
         before: The place to begin after; places are then given newest first.
         oldest_first: The other way round, from the beginning.
+        at_least: How many entries to look at first, at least, since the queries leave some out.
     """
 
     def __init__(
@@ -57,15 +58,17 @@ class Places:
         *,
         before: Cursor | None = None,
         oldest_first: bool = False,
+        at_least: int = 0,
     ) -> None:
         self._shards = [_Shard(requests, index, query, oldest_first) for query in queries]
         self._before = None if before is None else _order(before)
+        self._at_least = at_least
         self._sign = 1 if oldest_first else -1
         self._read: list[tuple[Cursor, Key]] = []
 
     async def take(self, number: int) -> list[tuple[Cursor, Key]]:
         """The next places, so many of them; fewer only at the end."""
-        share = number // len(self._shards) + _MORE
+        share = max(number, self._at_least) // len(self._shards) + _MORE
         while True:
             # Nothing comes before a time that all partitions are read beyond: one may hold more of that time itself.
             reached = [self._sign * shard.reached for shard in self._shards if shard.reached is not None]
