@@ -16,7 +16,10 @@ from agent_sessions.stores.lifetime import Course, Lifetime, Own, Stamps
 from agent_sessions.stores.redis.keys import decode, encode, user_of
 
 NEVER = 2**48 - 1
-_LIFETIME = slice(42, 72)
+_NEVER = NEVER.to_bytes(6)
+_NOTHING_OWN = b"\0"
+_GONE, _IDLE, _ENDS, _STARTED, _ACTIVE, _ENDED, _EXPIRES = (slice(at, at + 6) for at in range(0, 42, 6))
+_LIFETIME, _WRITES, _OWN = slice(42, 72), slice(72, 78), slice(78, None)
 
 
 class Life(Struct, frozen=True):
@@ -38,36 +41,36 @@ class Life(Struct, frozen=True):
 
 def unpack(raw: bytes) -> Life:
     """The reverse of `Life.packed`."""
-    gone_at, idle_at, ends_at, started_at, active_at, ended_at, expires_at = (_time(raw, at) for at in range(0, 42, 6))
     return Life(
-        Stamps(idle_at, ends_at, gone_at),
-        Course(started_at or 0, active_at or 0, ended_at, expires_at),
+        Stamps(_time(raw[_IDLE]), _time(raw[_ENDS]), _time(raw[_GONE])),
+        Course(int.from_bytes(raw[_STARTED]), int.from_bytes(raw[_ACTIVE]), _time(raw[_ENDED]), _time(raw[_EXPIRES])),
         _unpack_lifetime(raw[_LIFETIME]),
-        int.from_bytes(raw[72:78]),
-        _unpack_own(raw, 78) if raw[78] else {},
+        int.from_bytes(raw[_WRITES]),
+        _unpack_own(raw[_OWN]),
     )
 
 
 def gone_by(raw: bytes, now: int) -> bool:
     """Whether a life that is packed is over."""
-    return int.from_bytes(raw[:6]) <= now
+    return int.from_bytes(raw[_GONE]) <= now
 
 
 def row(raw: bytes, counters: bytes, belongs_to: bytes, record_tag: bytes, fields: dict[str, bytes] | None) -> Row:
     """The row of a session."""
-    life = unpack(raw)
     return Row(
-        *life.course[:2],
-        life.stamps.gone_at,
+        int.from_bytes(raw[_STARTED]),
+        int.from_bytes(raw[_ACTIVE]),
+        _time(raw[_GONE]),
         user_of(belongs_to),
         record_tag,
         fields,
-        life.stamps.idle_at,
-        life.stamps.ends_at,
-        *life.course[2:],
-        life.lifetime,
-        life.own,
-        _unpack_counters(counters) if counters else {},
+        _time(raw[_IDLE]),
+        _time(raw[_ENDS]),
+        _time(raw[_ENDED]),
+        _time(raw[_EXPIRES]),
+        _unpack_lifetime(raw[_LIFETIME]),
+        _unpack_own(raw[_OWN]),
+        _unpack_counters(counters),
     )
 
 
@@ -84,6 +87,8 @@ def pack_lifetime(lifetime: Lifetime) -> bytes:
 
 def pack_own(own: Own) -> bytes:
     """A byte that says which of the lifetime there are, and these."""
+    if not own:
+        return _NOTHING_OWN
     which = sum(1 << place for place, name in enumerate(Lifetime._fields) if name in own)
     return bytes((which,)) + b"".join(pack_time(own[name]) for name in Lifetime._fields if name in own)
 
@@ -97,6 +102,8 @@ def pack_beginning(commit: Commit) -> bytes:
 
 def pack_counters(counters: Mapping[str, int]) -> bytes:
     """Names and numbers."""
+    if not counters:
+        return b""
     names = [(encode(name), number) for name, number in counters.items()]
     return b"".join(struct.pack(">H", len(name)) + name + struct.pack(">d", number) for name, number in names)
 
@@ -113,14 +120,15 @@ def _unpack_counters(raw: bytes) -> dict[str, int]:
 
 @lru_cache(256)
 def _unpack_lifetime(raw: bytes) -> Lifetime:
-    return Lifetime(*(_time(raw, at) for at in range(0, 30, 6)))
+    return Lifetime(*(_time(raw[at : at + 6]) for at in range(0, 30, 6)))
 
 
-def _unpack_own(raw: bytes, at: int) -> dict[str, int | None]:
-    names = [name for place, name in enumerate(Lifetime._fields) if raw[at] & 1 << place]
-    return {name: _time(raw, at + 1 + 6 * place) for place, name in enumerate(names)}
+def _unpack_own(raw: bytes) -> dict[str, int | None]:
+    if raw == _NOTHING_OWN:
+        return {}
+    names = [name for place, name in enumerate(Lifetime._fields) if raw[0] & 1 << place]
+    return {name: _time(raw[at : at + 6]) for at, name in zip(range(1, len(raw), 6), names, strict=True)}
 
 
-def _time(raw: bytes, at: int) -> int | None:
-    time = int.from_bytes(raw[at : at + 6])
-    return None if time == NEVER else time
+def _time(raw: bytes) -> int | None:
+    return None if raw == _NEVER else int.from_bytes(raw)
