@@ -13,6 +13,7 @@ from agent_sessions import Activation, MemoryStore, Runner, Session, SessionMana
 from agent_sessions.errors import SessionEndedError, SessionError
 from agent_sessions.runs.adapters import Call, Outcome
 from agent_sessions.stores.base import Commit, Committed, Key, Kind, Page, Store
+from agent_sessions.testing import FakeClock
 from tests.fixtures import MakeManager, make_manager, manager
 from tests.support import Barrier, Before, alone, until
 
@@ -371,11 +372,13 @@ class Asked(Before):
 
 async def test_old_activations_go_and_none_is_read_for_that(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("random.random", lambda: 0.9)
-    inner = MemoryStore()
+    clock = FakeClock()
+    inner = MemoryStore(clock)
     asked = Asked(inner)
     runner = Runner(SessionManager(asked.store))
     for number in range(140):
         await runner.run(answer, "s", str(number))
+        clock.advance(0.001)
 
     async def are_gone() -> bool:
         return await inner.count("default", "run", belongs_to="s") == 108
