@@ -18,6 +18,8 @@ from langgraph.checkpoint.serde.jsonplus import JsonPlusSerializer
 from agent_sessions import MemoryStore, Runner, SessionManager
 from agent_sessions.stores.base import Commit, Committed, Key
 from agent_sessions_langgraph import SessionSaver, chunks, lists
+from agent_sessions_langgraph.prints import are_prints_of, prints_of
+from agent_sessions_langgraph.serde import StrictSerializer
 
 from ..support import Counting
 from .graphs import chat, on, said, texts
@@ -276,13 +278,32 @@ async def test_a_message_that_a_node_changes_in_place_is_stored_as_it_is_then() 
     graph = chat(editing, checkpointer=SessionSaver(SessionManager(store)))
     theirs = chat(editing, checkpointer=InMemorySaver())
     for _ in range(3):
-        await graph.ainvoke(said("1"), on(), durability="sync")  # else a node may be faster than the checkpoint before it
+        await graph.ainvoke(
+            said("1"), on(), durability="sync"
+        )  # else a node may be faster than the checkpoint before it
         await theirs.ainvoke(said("1"), on(), durability="sync")
 
     elsewhere = chat(editing, checkpointer=SessionSaver(SessionManager(store)))
     ours = [texts(one.values) async for one in elsewhere.aget_state_history(on())]
     assert ours == [texts(one.values) async for one in theirs.aget_state_history(on())]
     assert ours[0][0] == "1!!!"
+
+
+@pytest.mark.parametrize("length", [0, 1, 15, 16, 300])
+def test_prints_of_many_messages_are_compared_at_once(length: int) -> None:
+    def messages() -> list[Any]:
+        return [HumanMessage(f"{place}", additional_kwargs={"n": [place]}) for place in range(length)]
+
+    serde, kept = StrictSerializer(), prints_of(messages(), StrictSerializer())
+    assert are_prints_of(kept, messages(), serde)
+    assert not are_prints_of(kept, [*messages(), HumanMessage("more")], serde)
+    edits: list[Any] = [1.0, True, (1,), "1"] if length else []
+    for edit in edits:
+        edited = messages()
+        edited[-1].additional_kwargs["n"] = edit
+        assert not are_prints_of(kept, edited, serde)
+    if length:
+        assert not are_prints_of(kept, [AIMessage("0"), *messages()[1:]], serde)
 
 
 # ---------------------------------------------------------------------------------------------------- what it costs
