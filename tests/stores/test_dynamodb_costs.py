@@ -49,7 +49,7 @@ async def test_a_warm_turn_is_two_requests_and_costs_the_same_at_turn_10_and_500
     costs = []
     for turns in (9, 489):
         for _ in range(turns - 1):
-            await store.commit(KEY, change(logs=append(*map(encode, ITEMS)), belongs_to=USER))
+            await store.commit(KEY, change(lifetime=MADE, logs=append(*map(encode, ITEMS)), belongs_to=USER))
         await turn(manager)  # learns of the others, and is warm from here on
         meter.reset()
         await turn(manager)

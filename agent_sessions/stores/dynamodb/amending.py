@@ -11,6 +11,7 @@ import asyncio
 import os
 import random
 from collections.abc import Mapping
+from contextlib import suppress
 
 import msgspec
 from msgspec import structs
@@ -57,7 +58,7 @@ class Amendments:
         place = partition(key)
         give_up = asyncio.get_running_loop().time() + self._patience_s
         found, is_fresh = self._records.get(place), False
-        tries, torn_at = 0, None
+        tries, torn_at, maybe_done = 0, None, False
         while True:
             if found is None:
                 found, is_fresh = read_record(key, await self._requests.get(place)), True
@@ -68,11 +69,10 @@ class Amendments:
             try:
                 life = _amended(key, found, amend, now)
             except SessionError:
-                if not is_fresh:
-                    found = None
-                    continue
-                self._records.keep(place, found)
-                raise
+                if is_fresh:
+                    raise
+                found = None
+                continue
             if life is None and not is_fresh:
                 found = None
                 continue
@@ -80,12 +80,13 @@ class Amendments:
                 if life is None:
                     _, fields = await self._fields(place, found)
                     self._records.keep(place, found)
-                    sent = tries > 0 and found.has_write(amend.id)  # it was this one, whose reply was lost
-                    return Amended(now, found.row(fields), sent, found.commits.revision)
+                    is_own = maybe_done and found.has_write(amend.id)  # its reply was lost, and it was sent again
+                    return Amended(now, found.row(fields), is_own, found.commits.revision)
                 record, fields = await self._store(key, place, found, life, amend, now)
                 return Amended(now, record.row(fields), True, record.commits.revision)
             except Refused as refused:
                 found, is_fresh = read_record(key, refused.item), True
+                maybe_done = maybe_done or refused.maybe_done
             except Torn:
                 if is_fresh and torn_at == found.moment:
                     raise state_lost(key) from None
@@ -113,9 +114,10 @@ class Amendments:
             await self._requests.update(place, change.expression, values, update.condition)
         self._records.keep(place, plan.record)
         if plan.garbage:
-            await self._stages.sweep(place, plan.record, now)
+            self._records.keep(place, await self._stages.sweep(place, plan.record, now))
         if found.gone_at is None and gone_at is not None:
-            await let_go(self._requests, place, plan.record, now)
+            with suppress(StoreUnavailableError):
+                await let_go(self._requests, place, plan.record, now)
         return plan.record, fields
 
     async def _fields(self, place: str, record: Record) -> tuple[Item | None, dict[str, bytes]]:

@@ -297,9 +297,8 @@ class DynamoDBStore:
         record = plan.record
         self._leases.observe(place, record.lease)
         if plan.is_staged:
-            self._records.forget(
-                place
-            )  # not even for a moment what is not in its places: another thread would plan on it
+            # Not even for a moment what is not in its places: another thread would plan on it.
+            self._records.forget(place)
         else:
             self._records.keep(place, record)
         with suppress(StoreUnavailableError, Torn):

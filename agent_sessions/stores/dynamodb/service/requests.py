@@ -62,11 +62,17 @@ _CANCELLED_FOR_A_WHILE = {"None", "TransactionConflict", "ThrottlingError", "Pro
 
 
 class Refused(Exception):
-    """The condition of a write does not hold. `item` is what is there instead."""
+    """The condition of a write does not hold.
 
-    def __init__(self, item: Item | None) -> None:
+    Args:
+        item: What is there instead.
+        maybe_done: Whether it may be this very write that it does not hold after: it was sent before, and not answered.
+    """
+
+    def __init__(self, item: Item | None, *, maybe_done: bool) -> None:
         super().__init__()
         self.item = item or None
+        self.maybe_done = maybe_done
 
 
 class Requests:
@@ -265,12 +271,12 @@ class Requests:
         answer: Any = error.response
         code, text = answer["Error"]["Code"], answer["Error"].get("Message", "")
         if code == "ConditionalCheckFailedException":
-            return Refused(answer.get("Item"))
+            return Refused(answer.get("Item"), maybe_done=maybe_done)
         if code == "TransactionCanceledException":
             reasons = answer.get("CancellationReasons", [])
             codes = {reason["Code"] for reason in reasons}
             if "ConditionalCheckFailed" in codes:
-                return Refused(reasons[0].get("Item"))
+                return Refused(reasons[0].get("Item"), maybe_done=maybe_done)
             if codes & {"ItemCollectionSizeLimitExceeded", "ValidationError"}:
                 return CommitTooLargeError("the commit has an item that is larger than DynamoDB takes")
         if code == "ValidationException" and "schema" in text:
