@@ -9,8 +9,13 @@ from agent_sessions.policy import Policy
 from tests.faults import crowds, victims
 
 
+def is_light(backend: Settings) -> bool:
+    """Whether the machine can be asked for fifty processes beside what the backend itself needs."""
+    return backend.type == "sqlite" or (backend.type == "redis" and not backend.redis.cluster)
+
+
 async def test_fifty_processes_get_one_session_for_a_new_user(backend: Settings) -> None:
-    processes = victims.fewer(backend, 50)
+    processes = 50 if is_light(backend) else 10
     answers = crowds.all_at_once(processes, backend, crowds.get_or_create)
     assert len(answers) == processes
     assert len(set(answers)) == 1
@@ -19,12 +24,11 @@ async def test_fifty_processes_get_one_session_for_a_new_user(backend: Settings)
     await manager.store.aclose()
 
 
-async def test_fifty_processes_create_ten_sessions_where_ten_are_allowed(backend: Settings) -> None:
-    processes = victims.fewer(backend, 50)
-    allowed = processes // 5
+async def test_fifty_creates_make_ten_sessions_where_ten_are_allowed(backend: Settings) -> None:
+    allowed = processes = victims.fewer(backend, 10)
     limited = backend.model_copy(update={"policy": Policy(max_sessions_per_user=allowed)})
-    answers = Counter(crowds.all_at_once(processes, limited, crowds.create))
-    assert answers == {"made": allowed, "SESSION_LIMIT_REACHED": processes - allowed}
+    answers = crowds.all_at_once(processes, limited, crowds.create_five)
+    assert Counter(" ".join(answers).split()) == {"made": allowed, "SESSION_LIMIT_REACHED": 4 * allowed}
     manager = victims.manager_of(backend)
     assert len(await manager.list("u")) == allowed
     await manager.store.aclose()
