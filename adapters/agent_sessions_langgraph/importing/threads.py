@@ -38,7 +38,7 @@ class Progress(Struct):
     """How far an import has come."""
 
     total: int = 0
-    """Threads in the source when it began."""
+    """Threads to be copied, as far as that is known; 0 if it is not."""
     threads: int = 0
     """Threads that are done with, those with problems too."""
     failed: int = 0
@@ -124,7 +124,8 @@ class _Run:
 
     async def to_the_end(self) -> None:
         """Copy all that are left."""
-        self.progress.total = len(self._only) or await self._blocking(self._source.count)
+        if not self._prefix:
+            self.progress.total = len(self._only) or await self._blocking(self._source.count)
         while page := await self._blocking(self._page):
             await self._copy_all([thread_id for thread_id in page if thread_id.startswith(self._prefix)])
             self._after = page[-1]
