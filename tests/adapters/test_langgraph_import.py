@@ -269,11 +269,33 @@ async def test_what_the_source_has_got_since_is_added(path: str, saver: SessionS
     with sqlite(path) as theirs:
         chat(reply_sync, checkpointer=theirs).invoke(said("3"), on("chat"))
         chat(asking, checkpointer=theirs).invoke(Command(resume="yes"), on("waiting"))
+        expected = {thread_id: tuples(theirs, thread_id) for thread_id in ("chat", "waiting")}
 
     again = await bring("sqlite", path, saver)
 
-    assert again.problems[0].thread_id == "waiting"  # its last checkpoint was answered, and so is another one
-    assert again.counts[:2] == (3, 7)
+    assert again.problems == []
+    assert again.counts == (5, 7, 0, 0)  # of the one that waited, the last one has got more writes
+    for thread_id, theirs in expected.items():
+        ours = await asyncio.to_thread(tuples, saver, thread_id)
+        assert {place: comparable(one) for place, one in ours.items()} == {
+            place: comparable(one) for place, one in theirs.items()
+        }
+
+
+async def test_of_a_thread_that_has_gone_on_at_both_nothing_is_stored(path: str, saver: SessionSaver) -> None:
+    await bring("sqlite", path, saver)
+    with sqlite(path) as theirs:
+        for text in ("there", "there again"):
+            chat(reply_sync, checkpointer=theirs).invoke(said(text), on("chat"))
+    await chat(reply_sync, checkpointer=saver).ainvoke(said("here"), on("chat"))
+    before = await asyncio.to_thread(tuples, saver, "chat")
+
+    again = await bring("sqlite", path, saver)
+
+    assert [problem.thread_id for problem in again.problems] == ["chat"]
+    assert again.problems[0].what.startswith("the thread has gone on here, and at the source, with checkpoint ")
+    assert again.counts == (0, 8, 0, 6)
+    assert (await asyncio.to_thread(tuples, saver, "chat")).keys() == before.keys()
 
 
 async def test_what_differs_is_reported_and_overwritten_only_if_asked(path: str, saver: SessionSaver) -> None:

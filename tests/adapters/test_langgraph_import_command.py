@@ -142,7 +142,7 @@ def test_a_package_that_is_missing_is_named_with_the_command_that_installs_it(
     backend: Environment, path: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "langgraph.checkpoint.sqlite", None)
-    monkeypatch.delitem(sys.modules, "agent_sessions_langgraph.importing.sqlite", raising=False)
+    monkeypatch.delitem(sys.modules, "agent_sessions_langgraph.importing.sources.sqlite", raising=False)
 
     done = run(backend, "--from", "sqlite", path)
 

@@ -1,7 +1,7 @@
 """Copying threads from LangGraph's own checkpointers into sessions.
 
-`source` is what a checkpointer of another package is read through, `sqlite`, `postgres`, `redis` and `plainredis` are
-such; `thread` copies one thread, `threads` all of them.
+`source` is what the checkpointer of another package is read through, and `sources` has one for each; `target` is where
+threads go. `thread` copies one of them, `threads` all.
 """
 
 from .opening import KINDS, open_source

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from langgraph.checkpoint.base import CheckpointTuple, PendingWrite
@@ -37,10 +37,17 @@ class Comparison:
             return WRITES
         return None
 
-    def has_gone_on(self, original: Original, stored: CheckpointTuple) -> bool:
-        """Whether a checkpoint of which only the writes differ has all those of the source, and more."""
-        there = iter(stored.pending_writes or ())
-        return all(any(self.same(write, one) for one in there) for write in self._writes(original))
+    def has_all_writes(self, original: Original, stored: CheckpointTuple) -> bool:
+        """Whether all writes of the source are here, perhaps with more."""
+        return self._among(self._writes(original), stored.pending_writes or ())
+
+    def adds_writes(self, original: Original, stored: CheckpointTuple) -> bool:
+        """Whether all writes that are here are at the source too, with more."""
+        return self._among(stored.pending_writes or (), self._writes(original))
+
+    def _among(self, some: Iterable[PendingWrite], all_of_them: Iterable[PendingWrite]) -> bool:
+        rest = iter(all_of_them)
+        return all(any(self.same(write, one) for one in rest) for write in some)
 
     def _writes(self, original: Original) -> list[PendingWrite]:
         return [(write.task_id, write.channel, write.value) for write in original.writes]

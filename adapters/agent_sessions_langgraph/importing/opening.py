@@ -28,19 +28,19 @@ def open_source(kind: str, uri: str, *, allowed: Iterable[TypeName] = (), key_pr
     try:
         match kind:
             case "sqlite":
-                from .sqlite import SQLiteSource
+                from .sources.sqlite import SQLiteSource
 
                 return SQLiteSource(uri.removeprefix("sqlite://"), SourceSerializer(allowed))
             case "postgres":
-                from .postgres import PostgresSource
+                from .sources.postgres import PostgresSource
 
                 return PostgresSource(uri, SourceSerializer(allowed))
             case "redis":
-                from .redis import RedisSource, StrictRedisSerializer
+                from .sources.redis import RedisSource, StrictRedisSerializer
 
                 return RedisSource(uri, StrictRedisSerializer(allowed), **prefix)
             case "plainredis":
-                from .plainredis import PlainRedisSource
+                from .sources.plainredis import PlainRedisSource
 
                 return PlainRedisSource(uri, SourceSerializer(allowed), **prefix)
     except ImportError as error:

@@ -16,7 +16,8 @@ from agent_sessions.errors import SessionError, StoreUnavailableError
 from ..saver import SessionSaver
 from ..store import AgentStore
 from .source import Source, SourceError
-from .thread import Counts, NotTheSameError, Target, ThreadCopy
+from .target import Target
+from .thread import Counts, NotTheSameError, ThreadCopy
 
 PAGE_THREADS = 50
 """After so many threads it is noted how far the import has come."""
@@ -159,13 +160,9 @@ class _Run:
 
     async def _copy(self, thread_id: str) -> None:
         copy = ThreadCopy(self._source, self.executor, self._target, thread_id, self._count)
-        problem = None
         try:
-            if not await copy.run():
-                problem = "there is no such thread in the source"
-            elif copy.differing is not None:
-                place, what = copy.differing
-                problem = f"checkpoint {place.id} is there already, and differs in {what}"
+            found = await copy.run()
+            problem = copy.refused if found else "there is no such thread in the source"
         except (SourceError, StoreUnavailableError):
             raise
         except (SessionError, NotTheSameError) as error:

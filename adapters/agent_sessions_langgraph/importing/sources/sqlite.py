@@ -11,7 +11,7 @@ from typing import Any
 from langgraph.checkpoint.serde.base import SerializerProtocol
 from langgraph.checkpoint.sqlite import SqliteSaver
 
-from .source import Original, Place, SourceError, read_through
+from ..source import Original, Place, SourceError, read_through
 
 
 class SQLiteSource:

@@ -11,7 +11,7 @@ from langgraph.checkpoint.postgres import PostgresSaver
 from langgraph.checkpoint.serde.base import SerializerProtocol
 from psycopg.rows import DictRow, dict_row
 
-from .source import Original, Place, SourceError, read_through
+from ..source import Original, Place, SourceError, read_through
 
 CONNECT_S = 10
 

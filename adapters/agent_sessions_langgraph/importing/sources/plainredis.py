@@ -8,9 +8,9 @@ from typing import cast
 from langgraph.checkpoint.serde.base import SerializerProtocol
 from langgraph_checkpoint_plainredis import DEFAULT_PREFIX, RedisSaver
 
+from ..source import Original, Place, SourceError, read_through
 from .catalogue import Catalogue
 from .redis_client import client_of, name_of, redis_errors
-from .source import Original, Place, SourceError, read_through
 
 
 class PlainRedisSource:

@@ -13,9 +13,9 @@ from langgraph.checkpoint.redis.key_registry import SyncCheckpointKeyRegistry
 from langgraph.checkpoint.redis.util import from_storage_safe_id, from_storage_safe_str
 from msgspec import structs
 
+from ..source import Original, Place, SourceError, SourceSerializer, TypeName, blocked, read_through
 from .catalogue import Catalogue
 from .redis_client import client_of, name_of, redis_errors
-from .source import Original, Place, SourceError, SourceSerializer, TypeName, blocked, read_through
 
 DEFAULT_PREFIX = "checkpoint"
 

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from redis import Redis
 from redis.exceptions import RedisError
 
-from .source import SourceError
+from ..source import SourceError
 
 
 def client_of(uri: str) -> Redis:

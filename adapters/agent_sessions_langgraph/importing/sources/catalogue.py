@@ -5,7 +5,7 @@ from __future__ import annotations
 import sqlite3
 from collections.abc import Iterable
 
-from .source import Place
+from ..source import Place
 
 
 class Catalogue:
