@@ -6,7 +6,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AsyncExitStack, contextmanager
 from datetime import timedelta
 from enum import StrEnum
 from typing import TYPE_CHECKING, Annotated
@@ -88,9 +88,13 @@ def import_command(
     async def run() -> Progress:
         allowed = [_type_name(one) for one in allow or ()]
         settings = _checked(Settings.load())
-        source = await asyncio.to_thread(importing.open_source, kind.value, uri, allowed=allowed, key_prefix=key_prefix)
-        store = open_store(settings)
-        try:
+        async with AsyncExitStack() as opened:
+            store = open_store(settings)
+            opened.push_async_callback(store.aclose)
+            source = await asyncio.to_thread(
+                importing.open_source, kind.value, uri, allowed=allowed, key_prefix=key_prefix
+            )
+            opened.callback(source.close)
             manager = SessionManager(store, settings=settings, tenant_id=tenant)
             saver = SessionSaver(manager, thread=graph).with_allowlist(allowed)
             assert isinstance(saver, SessionSaver)
@@ -105,9 +109,6 @@ def import_command(
                     restart=restart,
                     report=report,
                 )
-        finally:
-            source.close()
-            await store.aclose()
 
     try:
         with _quiet():
@@ -176,7 +177,7 @@ class _Report:
         """Take note of a step."""
         self._last = progress
         for problem in progress.problems:
-            self._console.print(f"thread {problem.thread_id!r}: {problem.what}")
+            self._console.print(f"thread {problem.thread_id!r}: {_printable(problem.what)}")
         self._status.update(self._counts(progress))
         if not self._console.is_terminal and time.monotonic() >= self._line_due:
             self._console.print(self._counts(progress))
@@ -206,6 +207,11 @@ class _Report:
         text += f", {found.replaced:,} {would}overwritten" if found.replaced else ""
         text += f", {found.refused:,} left out" if found.refused else ""
         return text + (f"; {progress.failed:,} threads failed" if progress.failed else "")
+
+
+def _printable(text: str) -> str:
+    """Without what moves a terminal's cursor: names of types come from stored data."""
+    return "".join(one if one.isprintable() else "?" for one in text)
 
 
 def _in_words(time: timedelta) -> str:

@@ -17,7 +17,7 @@ CONNECT_S = 10
 
 
 class PostgresSource:
-    """Reads a database, in read-only transactions.
+    """Reads a database, and writes nothing to it.
 
     Args:
         uri: The database, as libpq takes it.
@@ -29,7 +29,6 @@ class PostgresSource:
             self._connection = psycopg.Connection[DictRow].connect(
                 uri, autocommit=True, prepare_threshold=0, row_factory=dict_row, connect_timeout=CONNECT_S
             )
-            self._connection.read_only = True
         info = self._connection.info
         self.name = f"postgres {info.host}:{info.port}/{info.dbname}"
         self._saver = PostgresSaver(self._connection, serde=serde)

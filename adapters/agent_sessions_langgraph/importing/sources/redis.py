@@ -30,8 +30,9 @@ class StrictRedisSerializer(JsonPlusRedisSerializer, SourceSerializer):
     """
 
     def __init__(self, allowed: Iterable[TypeName] = ()) -> None:
-        SourceSerializer.__init__(self, allowed)
-        self._allowed = {(*module.split("."), name) for module, name in allowed}
+        names = frozenset(allowed)
+        SourceSerializer.__init__(self, names)
+        self._allowed = {(*module.split("."), name) for module, name in names}
         self.blocked: list[str] = []
 
     def _constructor_class(self, obj: dict[str, Any]) -> type[Any]:

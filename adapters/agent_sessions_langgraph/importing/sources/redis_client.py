@@ -10,11 +10,14 @@ from redis.exceptions import RedisError
 
 from ..source import SourceError
 
+CONNECT_S = 10
+ANSWER_S = 60
+
 
 def client_of(uri: str) -> Redis:
     """A client; no connection is made yet."""
     try:
-        return Redis.from_url(uri)
+        return Redis.from_url(uri, socket_connect_timeout=CONNECT_S, socket_timeout=ANSWER_S)
     except ValueError:
         raise SourceError("that is no URI of a Redis server: redis://user:password@host:port/database") from None
 
