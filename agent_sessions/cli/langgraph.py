@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from contextlib import AsyncExitStack, contextmanager
 from datetime import timedelta
 from enum import StrEnum
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
@@ -78,14 +79,10 @@ def import_command(
     Nothing is changed at the source. What is there already, and the same, is skipped. It can be stopped at any time,
     and goes on where it was. Exit code 1: something was not copied.
     """
-    errors = Console(stderr=True, highlight=False, soft_wrap=True, markup=False)
-    try:
-        from agent_sessions_langgraph import SessionSaver, importing
-    except ModuleNotFoundError:
-        errors.print("LangGraph is missing: pip install 'agent-sessions-runtime[langgraph]'")
-        raise typer.Exit(1) from None
 
     async def run() -> Progress:
+        from agent_sessions_langgraph import SessionSaver, importing
+
         allowed = [_type_name(one) for one in allow or ()]
         settings = _checked(Settings.load())
         async with AsyncExitStack() as opened:
@@ -110,19 +107,27 @@ def import_command(
                     report=report,
                 )
 
+    raise typer.Exit(_exit_code(run))
+
+
+def _exit_code(run: Callable[[], Coroutine[Any, Any, Progress]]) -> int:
+    """Run it to its end, or say what has come in between."""
+    try:
+        from agent_sessions_langgraph.importing import SourceError
+    except ModuleNotFoundError as error:
+        print(f"The package {error.name} is missing. pip install 'agent-sessions-runtime[langgraph]'", file=sys.stderr)
+        return 1
     try:
         with _quiet():
-            progress = asyncio.run(run())
+            return 1 if asyncio.run(run()).failed else 0
     except KeyboardInterrupt:
         reason = "Stopped. Run it again, and it goes on from there."
     except StoreUnavailableError as error:
-        reason = f"Stopped: {error} Run it again, and it goes on from there."
-    except (importing.SourceError, SessionError) as error:
+        reason = f"Stopped: {error}. Run it again, and it goes on from there."
+    except (SourceError, SessionError) as error:
         reason = str(error)
-    else:
-        raise typer.Exit(1 if progress.failed else 0)
-    errors.print(reason)
-    raise typer.Exit(1)
+    print(reason, file=sys.stderr)
+    return 1
 
 
 @contextmanager
