@@ -32,9 +32,7 @@ class PostgresServer:
             self._owner = {"user": "nobody", "group": "nogroup", "extra_groups": []}
             shutil.chown(self._folder, "nobody")
             if not all(parent.stat().st_mode & 0o001 for parent in self._programs.parents):
-                copied = self._folder / "programs"
-                shutil.copytree(self._programs.parent, copied)
-                self._programs = copied / "bin"
+                self._programs = _copied(self._programs, self._folder)
 
     def uri(self, database: str) -> str:
         return f"postgresql://postgres@127.0.0.1:{self.port}/{database}"
@@ -96,3 +94,12 @@ def _programs() -> Path:
     assert package is not None
     assert package.origin is not None
     return Path(package.origin).parent / "pginstall" / "bin"
+
+
+def _copied(programs: Path, folder: Path) -> Path:
+    """The same programs, with their libraries where they look for them, in a folder that anybody can enter."""
+    package = programs.parent.parent
+    shutil.copytree(programs.parent, folder / package.name / "pginstall", symlinks=True)
+    libraries = f"{package.name}.libs"
+    shutil.copytree(package.parent / libraries, folder / libraries, symlinks=True)
+    return folder / package.name / "pginstall" / "bin"
