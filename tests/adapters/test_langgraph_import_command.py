@@ -168,18 +168,21 @@ async def test_killed_in_the_middle_the_next_run_goes_on(
     backend: Environment, path: str, manager: SessionManager
 ) -> None:
     expected = multiply(path)
-    process = start(backend, path)
-    await until_there(manager, 70)
-    process.kill()
-    process.communicate()
-    process = start(backend, path)
-    await until_there(manager, 110)
-    process.send_signal(signal.SIGINT)
-    _, complaints = await asyncio.to_thread(process.communicate)
+    async with manager.open("t060"):  # where it can't get past
+        killed = start(backend, path)
+        await until_there(manager, 99)
+        killed.kill()
+        killed.communicate()
+    async with manager.open("t110"):
+        stopped = start(backend, path)
+        await until_there(manager, 149)
+        stopped.send_signal(signal.SIGINT)
+        _, complaints = await asyncio.to_thread(stopped.communicate)
     done = await asyncio.to_thread(run, backend, *ARGUMENTS[2:], path)
 
-    assert process.returncode == 0 or "Stopped. Run it again, and it goes on from there." in complaints
+    assert (stopped.returncode, complaints) == (1, "Stopped. Run it again, and it goes on from there.\n")
     assert done.exit_code == 0, done.output
+    assert "Of these, 100 threads are of an earlier run" in done.stdout
     saver = SessionSaver(manager)
     for place in range(THREADS):
         ids = [one.config["configurable"]["checkpoint_id"] async for one in saver.alist(on(f"t{place:03}"))]
