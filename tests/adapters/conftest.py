@@ -10,6 +10,10 @@ import pytest
 from agent_sessions import MemoryStore, Runner, SessionManager
 from agent_sessions.stores.sqlite import SQLiteStore
 
+from .langgraph_sources import origin as origin
+from .langgraph_sources import postgres_server as postgres_server
+from .langgraph_sources import redis_with_modules as redis_with_modules
+
 
 @pytest.fixture(params=["memory", "redis"])
 async def store(request: pytest.FixtureRequest) -> AsyncIterator[Any]:
