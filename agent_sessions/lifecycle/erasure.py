@@ -102,9 +102,10 @@ class Erasing(TenantSessions):
             told.update(key.id for key in keys)
             if progress is not None and keys:
                 progress(receipt)
-            place = page.next if receipt.dry_run else None
-            if (receipt.dry_run and page.next is None) or not page.found:
+            goes_on = receipt.dry_run or not keys
+            if goes_on and page.next is None:
                 return
+            place = page.next if goes_on else None
 
     async def _remove(self, key: Key) -> bool:
         self._cache.drop(key)

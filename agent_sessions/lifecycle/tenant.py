@@ -19,6 +19,7 @@ from ..stores.base import Amend, Amended, Cursor, Key, Order, Page, Store, Wante
 from ..stores.lifetime import Lifetime, Status
 from ..turns.cache import ImageCache
 from ..turns.commits import store_amend, store_delete
+from ..turns.leases import LeaseKeeper
 from .policies import Policies, lifetime_of
 from .users import UserKeys
 
@@ -38,6 +39,7 @@ class TenantSessions:
     store: Store
     settings: Settings
     lease_ms: int
+    leases: LeaseKeeper
     ttl_ms: int | None
     policies: Policies
     _cache: ImageCache
@@ -58,7 +60,7 @@ class TenantSessions:
 
     @property
     def _users(self) -> UserKeys:
-        return UserKeys(self.store, self.tenant_id, self.lease_ms)
+        return UserKeys(self.store, self.tenant_id, self.lease_ms, self.leases)
 
     def _session_key(self, session_id: object) -> Key:
         return Key(self.tenant_id, "session", check_id(session_id, "session_id"))

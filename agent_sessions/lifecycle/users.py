@@ -20,7 +20,7 @@ from ..errors import SessionBusyError
 from ..stores.base import Commit, Key, LeaseWanted, Opened, Store, Wanted
 from ..stores.lifetime import Lifetime
 from ..turns.commits import Traffic, store_commit
-from ..turns.leases import new_owner
+from ..turns.leases import LeaseKeeper, new_owner
 
 T = TypeVar("T")
 
@@ -60,10 +60,11 @@ class UserTurn:
 class UserKeys:
     """The keys of a tenant's users."""
 
-    def __init__(self, store: Store, tenant: str, lease_ms: int) -> None:
+    def __init__(self, store: Store, tenant: str, lease_ms: int, leases: LeaseKeeper | None = None) -> None:
         self._store = store
         self._tenant = tenant
         self._lease_ms = lease_ms
+        self._leases = leases
 
     @asynccontextmanager
     async def turn(self, user_id: str, instead: Callable[[], Awaitable[T | None]]) -> AsyncIterator[UserTurn | T]:
@@ -78,6 +79,8 @@ class UserKeys:
             return
         fields = {} if opened.row is None else opened.row.fields or {}
         user = UserTurn(codec.decode(fields[_RECENT]) if _RECENT in fields else {}, opened.now)
+        if self._leases is not None:
+            self._leases.hold(key, owner)
         try:
             yield user
             if user.changed:
@@ -90,6 +93,8 @@ class UserKeys:
                 )
                 await finished(lambda: store_commit(self._store, key, commit, self._lease_ms, Traffic()))
         finally:
+            if self._leases is not None:
+                self._leases.drop(owner)
             await uncancelled(self._store.release(key, owner))
 
     async def forget(self, user_id: str) -> None:
