@@ -1,6 +1,7 @@
 -- Applies one commit, or refuses it whole.
 --
--- KEYS  K, the index, that of the user, every part of the session and the new ones (K:v if there are values, or new ones)
+-- KEYS  K, the index, that of the user, every part of the session and the new ones (K:v if there are values, or new
+--       ones)
 -- ARGV  1: header and operations, packed; then their names and payloads, in the order of the operations
 --
 -- Replies
@@ -141,8 +142,8 @@ if not life then
   -- Its course, if it had one elsewhere, or its given end alone; then what is its own.
   local started, active, ended_at, expires, own_at = struct.unpack('>I6I6I6I6', begins)
   life = {
-    started = started == NEVER and now or started, active = active == NEVER and now or active, ended = time_of(ended_at),
-    expires = time_of(expires), own = unpack_own(begins, own_at), writes = 0,
+    started = started == NEVER and now or started, active = active == NEVER and now or active,
+    ended = time_of(ended_at), expires = time_of(expires), own = unpack_own(begins, own_at), writes = 0,
   }
   stamp(life, unpack_lifetime(lifetime))
 elseif not has(IS_MAINTENANCE) then
@@ -157,7 +158,7 @@ if m.found and not m.exists then
   -- Remains of one that was past its time and not swept yet.
   call('HSET', K, 'f', FORMAT)
   for _, name in ipairs(call('HKEYS', K)) do
-    if string.byte(name) == 46 or name == 'b' or name == 'k' or name == 'm' or name == 'd' then call('HDEL', K, name) end
+    if string.byte(name) == 46 or string.find('bkmd', name, 1, true) then call('HDEL', K, name) end
   end
   for i = first_part, #KEYS do call('UNLINK', KEYS[i]) end
 end

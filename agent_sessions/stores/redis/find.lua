@@ -6,7 +6,7 @@
 -- only (no end: it was only entered). If there is more than one script may settle, the reply is {now, 1}: ask again. On
 -- a cluster it is the caller who has to settle, by the sessions themselves.
 
-local MOST = 250
+local MOST = 100
 
 local now, limit, time, id, order, asked = struct.unpack('>dddI2c0c1B', ARGV[1])
 now = clock(now)

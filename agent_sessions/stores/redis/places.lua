@@ -77,7 +77,8 @@ end
 local function shelve(index, id, status)
   local a, s = call('ZSCORE', index, 'a' .. id), call('ZSCORE', index, 's' .. id)
   if a and s then
-    call('ZADD', index, score(BY_ACTIVITY[status], time_in(a)), 'a' .. id, score(BY_START[status], time_in(s)), 's' .. id)
+    call('ZADD', index, score(BY_ACTIVITY[status], time_in(a)), 'a' .. id)
+    call('ZADD', index, score(BY_START[status], time_in(s)), 's' .. id)
   end
   call('ZREM', index, 'i' .. id)
 end
