@@ -67,7 +67,7 @@ class Op(Discreet, Struct, array_like=True):
 
 
 class Plan(Discreet, Struct):
-    """A commit, worked out for the record that was found."""
+    """A commit or an amendment, worked out for the record that was found."""
 
     found: Record
     record: Record

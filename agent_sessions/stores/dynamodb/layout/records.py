@@ -318,7 +318,7 @@ class Change:
         return "c = :was AND y = :rest_was"
 
     def end_life(self) -> Change:
-        """The reverse: the key is absent then."""
+        """Take the life out of the record: the key is absent then."""
         self.remove("f", "v", "c", "l", "d", "s", "a", "i", "e", "g", "w", "m", "y", "h", "b", "n", "t", "u")
         return self.remove("st")
 
