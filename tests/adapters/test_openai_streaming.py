@@ -89,7 +89,7 @@ async def test_who_leaves_while_events_wait_cancels_the_sdks_run_too(runner: Run
     pieces = [piece for _ in range(200) for piece in says("piece")]  # more than the run may be ahead
     agent = scripted(pieces + calls("slow", {}), says("never"), tools=[slow])
     before = asyncio.all_tasks()
-    async with asyncio.timeout(3), runner.stream(agent, "s", "go") as events:
+    async with asyncio.timeout(30), runner.stream(agent, "s", "go") as events:
         await anext(events)
         await tool_started.wait()
 
