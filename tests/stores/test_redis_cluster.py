@@ -33,7 +33,7 @@ from .redis_turns import EVERYTHING, KEY, LOG, MEMBERS, change, everything, leas
 
 MAIN = "ak:sessions:s{default/s-1}"
 INDEX = "ak:sessions:{s@default}"
-ENTERED, BY_ACTIVITY, IDLE_BY_ACTIVITY, GOES = 0, 1, 2, 10  # shelves (places.lua)
+ENTERED, BY_ACTIVITY, GOES = 0, 1, 10  # shelves (places.lua)
 
 
 @pytest.fixture
