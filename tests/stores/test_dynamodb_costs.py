@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections import Counter
 from typing import Any
 
@@ -137,6 +138,21 @@ async def test_an_amendment_is_one_write_and_a_read_if_the_record_has_fields(dyn
     assert meter.requests == Counter(GetItem=1, UpdateItem=1)
     await store.aclose()
     await cold.aclose()
+
+
+async def test_writes_of_one_process_at_once_do_not_refuse_each_other_again_and_again(dynamodb: DynamoDB) -> None:
+    meter = dynamodb.meter()
+    store = dynamodb.store(make_session=meter.make_session)
+    await store.commit(KEY, change(lifetime=MADE))
+    meter.reset()
+    commits = [store.commit(KEY, change(lifetime=MADE, counters={"n": 1})) for _ in range(15)]
+    amendments = [store.amend(KEY, Amend(id=new_id(), counters={"n": 1})) for _ in range(15)]
+    await asyncio.gather(*commits, *amendments)
+    row = (await store.open(KEY)).row
+    assert row is not None
+    assert row.counters == {"n": 30}
+    assert meter.requests.total() < 30 * 4
+    await store.aclose()
 
 
 async def test_a_turn_on_a_session_that_ends_by_idling_and_was_often_touched_costs_no_more(dynamodb: DynamoDB) -> None:

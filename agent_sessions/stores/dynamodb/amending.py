@@ -11,7 +11,7 @@ import asyncio
 import os
 import random
 from collections.abc import Mapping
-from contextlib import suppress
+from contextlib import AsyncExitStack, suppress
 
 import msgspec
 from msgspec import structs
@@ -55,6 +55,10 @@ class Amendments:
         """See `Store.amend`."""
         if len(amend.id) != 8:
             raise ValueError("an amendment's id has 8 bytes")
+        async with AsyncExitStack() as queue:
+            return await self._amend(key, amend, queue)
+
+    async def _amend(self, key: Key, amend: Amend, queue: AsyncExitStack) -> Amended:
         place = partition(key)
         give_up = asyncio.get_running_loop().time() + self._patience_s
         found, is_fresh = self._records.get(place), False
@@ -94,7 +98,10 @@ class Amendments:
             tries += 1
             if asyncio.get_running_loop().time() > give_up:
                 raise StoreUnavailableError(f"{name_of(key)} changes faster than it can be amended")
-            if tries > 1:
+            if tries == 2:
+                await queue.enter_async_context(self._requests.queue(place))
+                found, is_fresh = self._records.get(place), False
+            elif tries > 2:
                 await asyncio.sleep(random.random() * min(0.01 * tries, 0.25))
 
     async def _store(

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import AsyncExitStack, suppress
 from typing import TYPE_CHECKING, Self
 
 import msgspec
@@ -222,6 +222,10 @@ class DynamoDBStore:
         """See `Store.commit`."""
         if len(commit.id) != 8:
             raise ValueError("a commit id has 8 bytes")
+        async with AsyncExitStack() as queue:
+            return await self._commit(key, commit, queue)
+
+    async def _commit(self, key: Key, commit: Commit, queue: AsyncExitStack) -> Committed:
         place = partition(key)
         give_up = asyncio.get_running_loop().time() + self._patience_s
         found, is_fresh, tries = self._records.get(place), False, 0
@@ -253,7 +257,10 @@ class DynamoDBStore:
             tries += 1
             if asyncio.get_running_loop().time() > give_up:
                 raise StoreUnavailableError(f"{name_of(key)} changes faster than it can be committed", maybe_done=False)
-            if tries > 1:
+            if tries == 2:
+                await queue.enter_async_context(self._requests.queue(place))
+                found, is_fresh = self._records.get(place), False
+            elif tries > 2:
                 await asyncio.sleep(random.random() * min(0.01 * tries, 0.25))
         return await self._stored(key, place, plan, old, now)
 

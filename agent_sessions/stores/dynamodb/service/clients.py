@@ -41,6 +41,8 @@ class LoopClient:
         self._abandoned: weakref.finalize[Any, Any] | None = None
         self.checking = asyncio.Lock()
         """Held while the table is looked at."""
+        self.queues: weakref.WeakValueDictionary[str, asyncio.Lock] = weakref.WeakValueDictionary()
+        """By partition: held by one of those who write to it and were refused for others who did."""
 
     async def get(self) -> Any:
         """The client. Everybody who needs it while it is being made waits for the same one."""

@@ -85,6 +85,17 @@ class Requests:
         self.before_first_use: Callable[[Requests], Awaitable[object]] | None = None
         """Awaited before the first request of all."""
 
+    def queue(self, partition: str) -> asyncio.Lock:
+        """Where those of this event loop stand who write to a partition and were refused for others who did.
+
+        Together they would refuse each other again and again. One at a time, each goes on where the last one ended.
+        """
+        queues = self._clients.current().queues
+        queue = queues.get(partition)
+        if queue is None:
+            queue = queues[partition] = asyncio.Lock()
+        return queue
+
     # ------------------------------------------------------------------------------------------------- single items
 
     async def get(self, partition: str, sort_key: bytes = RECORD) -> Item | None:
