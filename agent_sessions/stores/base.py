@@ -425,7 +425,7 @@ class Store(Protocol):
         ...
 
     async def amend(self, key: Key, amend: Amend) -> Amended:
-        """Change a key's record in one atomic step, live lease or not.
+        """Change a key's record in one atomic step, live lease or not; under a live one the key neither idles nor goes.
 
         Raises:
             SessionNotFoundError: It is absent.

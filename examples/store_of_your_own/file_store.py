@@ -197,6 +197,8 @@ class FileStore:
             changed = file.state.life.amend(amend, now, repr(key.id))
             if changed:
                 _merge(file.state.fields, amend.fields)
+                if file.lease is not None:
+                    file.state.life.prolong(file.lease.until)
             return base.Amended(now, file.state.life.row(file.state.fields), changed, file.state.version.revision)
 
         return await self._step(key, step)

@@ -134,6 +134,26 @@ async def test_a_running_turn_keeps_a_session_from_idling_and_going(manager: Ses
     assert await status_of(manager, "s") == "ended"
 
 
+async def test_what_is_changed_beside_a_turn_does_not_let_its_session_idle_or_go(
+    everywhere: Everywhere, clock: FakeClock
+) -> None:
+    manager, beside = everywhere(), everywhere()
+    changes: dict[str, Callable[[], Awaitable[object]]] = {
+        "touch": lambda: beside.touch("touch"),
+        "update": lambda: beside.update("update", description="new"),
+        "apply_policy": beside.apply_policy,
+    }
+    for name, change in changes.items():
+        await manager.create(session_id=name, ttl=5)
+        async with manager.open(name) as session:
+            session.set("n", 1)
+            clock.advance(4)
+            await change()
+            clock.advance(6)
+            assert await status_of(beside, name) == "active"
+        assert (await manager.get(name, strict=True)).revision == 2
+
+
 # --------------------------------------------------------------------------------------------------- what it refuses
 
 

@@ -24,6 +24,7 @@ from agent_sessions.stores.dynamodb.layout.payloads import PIECE_BYTES, Pieces, 
 from agent_sessions.stores.dynamodb.layout.records import (
     Change,
     Record,
+    binary,
     encode_rest,
     name_of,
     number,
@@ -144,7 +145,11 @@ def _amended(key: Key, found: Record, amend: Amend, now: int) -> Life | None:
     if not found.is_live(now):
         raise SessionNotFoundError(f"{name_of(key)} does not exist, was deleted, or is past its time")
     life = found.copy_of_life()
-    return life if life.amend(amend, now, name_of(key)) else None
+    if not life.amend(amend, now, name_of(key)):
+        return None
+    if found.lease is not None and found.lease.until > now:
+        life.prolong(found.lease.until)
+    return life
 
 
 def _plan(
@@ -191,7 +196,7 @@ def _plan(
 
 
 def _update(plan: Plan, amend: Amend, now: int) -> Update:
-    """The record is as it was found, and its session not gone; nor has its end, which was looked at, moved."""
+    """The record is as it was found, and its session not gone; nor has its end, or the lease, moved: both matter."""
     change = Change().write_record(plan.record).times(plan.record)
     found = Change().given(now=number(now))
     condition = f"{found.as_found(plan.found)} AND attribute_not_exists(st)"
@@ -201,6 +206,11 @@ def _update(plan: Plan, amend: Amend, now: int) -> Update:
     if ends_at is not None:
         condition += " AND (e = :ends_was OR (attribute_not_exists(e) AND g = :ends_was))"
         found.given(ends_was=ends_at)
+    if plan.found.lease is None:
+        condition += " AND attribute_not_exists(ln)"
+    else:
+        condition += " AND ln = :ln_was"
+        found.given(ln_was=binary(plan.found.lease.nonce))
     return Update(amend.id, change, condition, found.values)
 
 

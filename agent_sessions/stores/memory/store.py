@@ -131,6 +131,8 @@ class MemoryStore:
             state = slot.state
             changed = state.life.amend(amend, now, _name(key))
             if changed:
+                if slot.turns.lease is not None:
+                    state.life.prolong(slot.turns.lease.until)
                 _update(state.fields, amend.fields.items())
                 self._list(key, state)
                 self._schedule(key, slot)

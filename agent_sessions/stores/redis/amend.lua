@@ -58,6 +58,7 @@ if has(HAS_EXPIRY) then life.expires = time_of(expires) end
 if has(IS_END) then life.ended = status_of(life, now) == 'ended' and life.ends or now end
 if has(IS_ACTIVITY) then life.active = now end
 stamp(life, has(HAS_LIFETIME) and unpack_lifetime(lifetime) or life.lifetime)
+if m.live then prolong(life, m.till) end
 life.writes = life.writes + 1
 m.life, m.counters = pack_life(life), add_counters(m.counters, counters)
 if changes_record or has(IS_END) then m.tag = id end

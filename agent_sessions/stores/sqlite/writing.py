@@ -69,6 +69,9 @@ def amend(tx: Transaction, key: Key, amend: Amend) -> Amended:
         raise _not_found(key)
     changed = row.life.amend(amend, tx.now, _name(key))
     if changed:
+        lease = row.lease(tx.now)
+        if lease is not None:
+            row.life.prolong(lease.until)
         rows.save(tx, row)
     if changed and amend.fields:
         _change_fields(tx, row.k, amend.fields)

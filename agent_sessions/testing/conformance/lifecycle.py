@@ -132,6 +132,20 @@ class Lifecycle(Harness):
         row = await self.row(store, key)
         assert row.stamps == (clock.now_ms() + 5_000, clock.now_ms() + 10_000, clock.now_ms() + 70_000)
 
+    async def test_what_is_amended_under_a_lease_neither_idles_nor_goes(
+        self, store: Store, other: Store, key: Key, clock: FakeClock
+    ) -> None:
+        lifetime = Lifetime(idle_ms=2_000, end_ms=1_000, ttl_ms=4_000, retention_ms=60_000)
+        version = (await store.commit(key, change(lifetime=lifetime))).version
+        assert await take(store, key, "us")
+        for changes in ({"activity": True}, {"fields": {"f": b"1"}}, {"counters": {"n": 1}}, {"lifetime": lifetime}):
+            assert await store.renew(key, "us", 30_000)
+            clock.advance(3)
+            await self.amend(other, key, **changes)
+            clock.advance(20)
+            assert await self.counts(other, key) == {"active": 1}
+        await store.commit(key, change(expected=version, lifetime=lifetime, owner="us"))
+
     async def test_a_lease_does_not_move_a_given_end(self, store: Store, key: Key, clock: FakeClock) -> None:
         await store.commit(key, change(lifetime=MADE, expires_at=clock.now_ms() + 10_000))
         assert await take(store, key, "us")

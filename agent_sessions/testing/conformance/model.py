@@ -317,6 +317,8 @@ class Machine(RuleBasedStateMachine):
         assert amended.changed == (not done)
         if not done:
             life.amend(amend, now)
+            if (held := self.lease(key)) is not None:
+                life.prolong(held.until)
         if not done and self.life(key) is not None:  # it may be gone by that
             assert not self.runner.run(self.store.amend(key, amend)).changed
         assert amended.row.fields == life.fields
