@@ -101,7 +101,7 @@ async def test_it_says_what_it_has_done(backend: Environment, store: Store) -> N
     assert "\x1b" not in said
     assert said.splitlines() == [
         f"Encrypting everything in {backend['AK_SESSION__TYPE']} with the key {Keyring([NEW]).key_ids[0]}.",
-        "Done: 20 looked at, 20 rewritten.",
+        "Done: 21 looked at, 21 rewritten.",  # with the list of tenants
         "Everything is encrypted with the first key; no other is needed any more.",
     ]
     assert await read(store, 20, NEW) == expected
@@ -117,7 +117,7 @@ async def test_what_it_can_not_read_is_exit_code_1(backend: Environment, store: 
         "session 's-0' of tenant 'default': value 'place' in namespace 'default': the stored data is encrypted" in said
     )
     assert f"the key {Keyring([OLD]).key_ids[0]}, which is none of those configured" in said
-    assert "3 looked at, 0 rewritten, 3 failed" in said
+    assert "4 looked at, 0 rewritten, 4 failed" in said  # with the list of tenants
     assert await read(store, 3, OLD) == expected
 
 
