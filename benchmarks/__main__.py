@@ -1,4 +1,4 @@
-"""Run all comparisons: python -m benchmarks [conversation] [cluster] [langgraph] [sqlite] [dynamodb] [overhead]."""
+"""Run all comparisons: python -m benchmarks [conversation] [cluster] [langgraph] [sqlite] [dynamodb] [lifecycle] [overhead]."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import sys
 
 from .servers import redis_server
 
-BLOCKS = ("conversation", "cluster", "langgraph", "sqlite", "dynamodb", "overhead")
+BLOCKS = ("conversation", "cluster", "langgraph", "sqlite", "dynamodb", "lifecycle", "overhead")
 
 
 async def main(blocks: list[str]) -> None:
@@ -34,6 +34,12 @@ async def main(blocks: list[str]) -> None:
         from . import dynamodb_turns
 
         await dynamodb_turns.run()
+    if "lifecycle" in blocks:
+        from . import lifecycle
+
+        for kind in ("redis", "sqlite"):
+            print(f"\nThe life of sessions, {kind}")
+            await lifecycle.run(kind, lifecycle.MANY)
     if "overhead" in blocks:
         from . import overhead
 
