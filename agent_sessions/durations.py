@@ -37,7 +37,7 @@ def milliseconds(value: timedelta) -> int:
 
 def _seconds(value: object) -> float:
     if isinstance(value, int | float) and not isinstance(value, bool):
-        return float(value)
+        return min(value, math.inf)  # an int may be too large for a float
     if not isinstance(value, str):
         return math.nan
     text = value.strip().lower()

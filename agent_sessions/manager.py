@@ -11,7 +11,7 @@ import threading
 import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, asynccontextmanager
-from typing import Any, Literal, Self, overload
+from typing import Any, Literal, Self, get_args, overload
 
 from .auth import AuthContext, act_as, acting, agreed
 from .background import uncancelled
@@ -28,6 +28,7 @@ from .errors import (
 from .events import Listener, Listeners
 from .identifiers import DEFAULT_TENANT, check_id, check_name
 from .lifecycle import Lifecycle, Policies
+from .lifecycle.arguments import check_metadata, check_seconds, merged_metadata
 from .record import MESSAGES, SessionRecord, record_of
 from .session import Session, enter_session, joined_session, leave_session
 from .settings import Settings
@@ -184,10 +185,13 @@ class SessionManager(Lifecycle):
             CommitUnknownError: At the end: the store stopped answering; `commit_status` tells later.
         """
         key, belongs_to = self._key(session), self._user(user_id)
+        changes = {} if metadata is None else check_metadata(metadata)
+        if commit not in get_args(CommitMode):
+            raise InvalidError("COMMIT", "commit must be turn or step", field="commit")
         joined = joined_session(self.store, key)
         if joined is not None:
             self._check_owner(key, joined.user_id, user_id)
-            _merge_metadata(joined._open_turn(), metadata)
+            _merge_metadata(joined._open_turn(), changes)
             if isinstance(session, Session):
                 joined._admit(session)
             yield joined
@@ -197,7 +201,7 @@ class SessionManager(Lifecycle):
             turn.belongs_to = belongs_to
             turn.traffic = observation.traffic
             async with self._running(turn, session) as opened:
-                _merge_metadata(turn, metadata)
+                _merge_metadata(turn, changes)
                 yield opened
 
     @asynccontextmanager
@@ -430,9 +434,7 @@ class SessionManager(Lifecycle):
         """How many seconds a turn waits, if it is told so many, or nothing (None)."""
         if wait_s is None:
             return 0.0 if self.settings.turn.on_busy == "reject" else self.settings.turn.wait_s
-        if not 0 <= wait_s < float("inf"):
-            raise InvalidError("WAIT_S", "wait_s must be a number of seconds from 0 on", field="wait_s")
-        return wait_s
+        return check_seconds(wait_s, "wait_s")
 
     @asynccontextmanager
     async def _running(self, turn: Turn, given: str | Session, *, leased: bool = True) -> AsyncIterator[Session]:
@@ -510,10 +512,9 @@ def _check_not_ended(key: Key, image: Image) -> None:
         raise SessionEndedError(f"session {key.id!r} has ended")
 
 
-def _merge_metadata(turn: Turn, metadata: Mapping[str, Any] | None) -> None:
-    if metadata:
-        merged = {**(turn.field("metadata") or {}), **metadata}
-        turn.set_field("metadata", {name: value for name, value in merged.items() if value is not None})
+def _merge_metadata(turn: Turn, changes: Mapping[str, Any]) -> None:
+    if changes:
+        turn.set_field("metadata", merged_metadata(turn.field("metadata") or {}, changes))
 
 
 def _busy(key: Key, opened: Opened, patience: float) -> SessionBusyError:

@@ -13,6 +13,7 @@ from .errors import InvalidError
 
 _IN_MILLISECONDS = {"inactiveTimeout": "idle_after", "absoluteTimeout": "absolute_timeout"}
 _LIMIT = "maxSessionsPerUser"
+_FAR_TOO_LONG_MS = 10**15
 
 
 def _duration(value: object) -> object:
@@ -62,7 +63,7 @@ class Policy(BaseModel):
             if theirs in data:
                 value = data[theirs]
                 is_number = isinstance(value, int | float) and not isinstance(value, bool)
-                ours[name] = value / 1000 if is_number else "milliseconds"
+                ours[name] = min(value, _FAR_TOO_LONG_MS) / 1000 if is_number else "milliseconds"
         if _LIMIT in data:
             ours["max_sessions_per_user"] = data[_LIMIT]
         return ours

@@ -18,7 +18,15 @@ from ..record import SessionRecord, record_from
 from ..stores.base import Amend, Row, Wanted
 from ..stores.lifetime import Own
 from ..turns.commits import store_amend
-from .arguments import added_time, check_description, check_expires_at, check_metadata, check_ttl
+from .arguments import (
+    LATEST_MS,
+    added_time,
+    check_description,
+    check_expires_at,
+    check_metadata,
+    check_ttl,
+    merged_metadata,
+)
 from .tenant import TenantSessions
 
 _TRIES = 50
@@ -63,8 +71,7 @@ class Changing(TenantSessions):
             changes: dict[str, Any] = {"fields": {}}
             if merged is not None:
                 held = codec.decode((row.fields or {}).get("metadata", codec.encode({})))
-                kept = {name: value for name, value in {**held, **merged}.items() if value is not None}
-                changes["fields"]["metadata"] = codec.encode(kept)
+                changes["fields"]["metadata"] = codec.encode(merged_metadata(held, merged))
             if description is not UNSET:
                 text = None if description is None else codec.encode(check_description(description))
                 changes["fields"]["description"] = text
@@ -83,8 +90,8 @@ class Changing(TenantSessions):
         """Move the session's end further away, which is an activity.
 
         An end that was given (`expires_at`) moves by so much: 1 h more and 6 h more are 7 h more. If none was given, it
-        ends so much later than its TTL would have let it go, and that end is in force from then on. It never lies
-        beyond the absolute timeout: the record's `expires_at` tells.
+        ends so much later than its TTL would have let it go, and that end is in force from then on; without a TTL it
+        goes on without end. It never lies beyond the absolute timeout: the record's `expires_at` tells.
 
         Raises:
             InvalidError: `INVALID_DURATION`: neither or both are given, or not more than 0.
@@ -94,15 +101,17 @@ class Changing(TenantSessions):
 
         async def change(row: Row, now: int) -> dict[str, Any]:
             in_force = await self._lifetime()
-            lifetime, own = in_force.but(row.own), row.own
-            if row.expires_at is None:
-                expires_at = now + (lifetime.ttl_ms or 0) + added
-                own = {**own, "ttl_ms": None}
-            else:
+            lifetime = in_force.but(row.own)
+            changes: dict[str, Any] = {"activity": True, "lifetime": in_force}
+            if row.expires_at is not None:
                 expires_at = row.expires_at + added
-            if lifetime.absolute_ms is not None:
-                expires_at = min(expires_at, row.started_at + lifetime.absolute_ms)
-            return {"activity": True, "expires_at": expires_at, "own": own, "lifetime": in_force}
+            elif lifetime.ttl_ms is not None:
+                expires_at = now + lifetime.ttl_ms + added
+                changes["own"] = {**row.own, "ttl_ms": None}
+            else:
+                return changes
+            oldest = LATEST_MS if lifetime.absolute_ms is None else row.started_at + lifetime.absolute_ms
+            return {**changes, "expires_at": min(expires_at, oldest, LATEST_MS)}
 
         return await self._changed(session_id, change)
 

@@ -19,18 +19,18 @@ from ..errors import FormatTooNewError, InvalidError, SessionError
 from ..identifiers import check_collection_key, check_id, check_name
 from ..stores.base import Key, Part
 from ..stores.lifetime import Course
-from ..stores.whole import Content, Whole, flat
+from ..stores.whole import COMMITS_BEFORE, Content, Whole, flat
+from .arguments import LATEST_MS, check_metadata
 
 FORMAT: Final = "agent-sessions/session/1"
 
 _FORMATS = FORMAT.rpartition("/")[0] + "/"
 _A_CENTURY_MS = 3_155_760_000_000
-_YEAR_9500_MS = 237_620_217_600_000  # with what a lifetime adds it is still a date
 _FIELD_TYPES: dict[str, type] = {"metadata": dict} | dict.fromkeys(
     ("agent_id", "memory_space_id", "description", "end_reason", "forked_from"), str
 )
 
-Time = Annotated[int, Meta(ge=0, le=_YEAR_9500_MS, description="Milliseconds since 1970-01-01 UTC.")]
+Time = Annotated[int, Meta(ge=0, le=LATEST_MS, description="Milliseconds since 1970-01-01 UTC.")]
 Age = Annotated[int, Meta(ge=0, le=_A_CENTURY_MS, description="Milliseconds.")]
 Data = Annotated[bytes, Meta(description="MessagePack, in base64.")]
 
@@ -153,6 +153,8 @@ def _check(content: Content) -> None:
         raise _invalid("active_at lies before started_at", "record.active_at")
     if content.belongs_to is not None:
         check_id(content.belongs_to, "user_id")
+    if COMMITS_BEFORE in content.counters:
+        raise _invalid(f"{COMMITS_BEFORE!r} is no counter of a session: its revision tells", "record.counters")
     for part in (*content.values, *content.logs, *content.collections):
         check_name(part.namespace, "namespace")
         check_name(part.name, "name")
@@ -176,6 +178,8 @@ def _check_field(name: str, data: bytes) -> None:
         raise _invalid(f"record field {name!r} can't be decoded", f"record.fields.{name}") from None
     if not isinstance(value, _FIELD_TYPES.get(name, object)):
         raise _invalid(f"record field {name!r} is of a wrong type", f"record.fields.{name}")
+    if name == "metadata":
+        check_metadata(value)
 
 
 def _invalid(message: str, field: str = "data") -> InvalidError:

@@ -9,12 +9,14 @@ from typing import Literal
 
 from ..durations import duration, milliseconds
 from ..errors import InvalidError
+from ..identifiers import check_id
 from ..record import END_REASONS, SessionRecord, record_from
 from ..stores.base import Cursor, Key, Wanted
 from .arguments import check_limit_of_batch
 from .tenant import BATCH, EndReason, TenantSessions
 
 _CHOSEN = END_REASONS[:3]
+_PASSES = 10
 
 
 @dataclass(frozen=True)
@@ -67,19 +69,20 @@ class Ending(TenantSessions):
             raise InvalidError("REASON", f"reason must be one of {', '.join(_CHOSEN)}", field="reason")
         key = await self._owned(session_id)
         amended, _ = await self._end(key, reason)
-        return _summary(record_from(key, amended.row, amended.revision, amended.now))
+        return _summary(record_from(key, amended.row, amended.revision, max(amended.now, amended.row.ended_at or 0)))
 
     async def end_all(self, user_id: str | None = None, *, except_session_id: str | None = None) -> EndedSessions:
         """End all of the user's sessions, but one that is kept (log out everywhere else)."""
         user_id = self._needed_user(user_id)
-        ids = [
-            record.session_id
-            for status in ("active", "idle")
-            async for record in self._all(user_id, status)
-            if record.session_id != except_session_id
-        ]
-        done = await self._for_each(ids, lambda id: self._end_if_there(id, "explicit"))
-        session_ids = [id for id, ended in zip(ids, done, strict=True) if ended]
+        kept = None if except_session_id is None else check_id(except_session_id, "except_session_id")
+        session_ids: list[str] = []
+        for _ in range(_PASSES):  # one that was touched while it was looked for may not have been seen
+            ids = [id for id in await self._live(user_id) if id != kept]
+            done = await self._for_each(ids, lambda id: self._end_if_there(id, "explicit"))
+            ended = [id for id, did_it in zip(ids, done, strict=True) if did_it]
+            session_ids += ended
+            if not ended:
+                break
         return EndedSessions(len(session_ids), session_ids)
 
     async def expire_idle(

@@ -143,7 +143,7 @@ class Making(Changing):
         """Make a session, under the lease of its user."""
         policy = await self.policies.of(self.tenant_id)
         if policy.max_sessions_per_user is not None:
-            live = await self._live(user_id, recent)
+            live = await self._live_and_recent(user_id, recent)
             while len(live) >= policy.max_sessions_per_user:
                 if policy.on_limit == "reject":
                     raise _too_many(user_id, len(live), policy.max_sessions_per_user)
@@ -156,15 +156,13 @@ class Making(Changing):
         """Refuse one more if the index alone says that there are enough."""
         policy = await self.policies.of(self.tenant_id)
         if policy.max_sessions_per_user is not None and policy.on_limit == "reject":
-            number = len(await self._live(user_id, ()))
+            number = len(await self._live(user_id))
             if number >= policy.max_sessions_per_user:
                 raise _too_many(user_id, number, policy.max_sessions_per_user)
 
-    async def _live(self, user_id: str, recent: Iterable[str]) -> list[SessionRecord]:
+    async def _live_and_recent(self, user_id: str, recent: Iterable[str]) -> list[SessionRecord]:
         """The user's sessions that have not ended, also those that an index does not show yet."""
-        live = {
-            record.session_id: record for status in ("active", "idle") async for record in self._all(user_id, status)
-        }
+        live = await self._live(user_id)
         for session_id in recent:
             record = None if session_id in live else await self._read(self._session_key(session_id))
             if record is not None and record.status != "ended":

@@ -10,9 +10,11 @@ from typing import Any, Literal
 import msgspec
 
 from ..errors import InvalidError
+from ..identifiers import check_id
 from ..record import SessionRecord
 from ..stores.base import Cursor, Order
 from ..stores.lifetime import Status
+from .arguments import LATEST_MS, check_time
 
 SCANNED = 1000
 """How many sessions one page looks at, at most, where a filter has no index: it may then be short."""
@@ -66,7 +68,7 @@ class Filters:
 
     def match(self, record: SessionRecord) -> bool:
         """Whether a session that the index gave is one of those asked for."""
-        started = record.started_at.timestamp() * 1000
+        started = check_time(record.started_at, "started_at")
         return (
             self.agent_id in (None, record.agent_id)
             and self.memory_space_id in (None, record.memory_space_id)
@@ -96,9 +98,10 @@ def read_cursor(text: object, order: Order) -> Cursor | None:
             raise ValueError(text)
         raw = base64.urlsafe_b64decode(text + "=" * (-len(text) % 4))
         letter, at, id = msgspec.msgpack.decode(raw, type=tuple[Literal["a", "s"], int, str])
-        if letter != order[0]:
-            raise ValueError(letter)
-    except (ValueError, msgspec.DecodeError):
+        if letter != order[0] or not 0 <= at <= LATEST_MS:
+            raise ValueError(letter, at)
+        check_id(id, "cursor")
+    except (ValueError, msgspec.DecodeError, InvalidError):
         raise InvalidError(
             "CURSOR", "cursor must be the next_cursor of a page of the same listing", field="cursor"
         ) from None

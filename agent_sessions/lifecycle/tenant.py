@@ -161,6 +161,12 @@ class TenantSessions:
             if place is None:
                 return
 
+    async def _live(self, user_id: str) -> dict[str, SessionRecord]:
+        """The user's sessions that have not ended. The idle ones first: one that is touched meanwhile is seen then."""
+        return {
+            record.session_id: record for status in ("idle", "active") async for record in self._all(user_id, status)
+        }
+
     async def _for_each(self, items: Sequence[Any], work: Callable[[Any], Awaitable[T]]) -> list[T]:
         """Work on all, a few at once. If one fails, the others of its group are done with before it is raised."""
         results: list[T] = []

@@ -172,6 +172,8 @@ def b64(data: bytes) -> str:
         ("record.own.ttl_ms", 2**62),
         ("record.own.unknown", 1),
         ("record.counters.messages", 2**60),
+        ("record.counters.commits_before", 5),
+        ("record.fields.metadata", b64(b"\x81\x01\x02")),
         ("record.fields.metadata", b64(b"\x01")),
         ("record.fields.metadata", b64(b"\xc1\x01")),
         ("record.fields.description", b64(b"\xd9")),
@@ -231,6 +233,17 @@ async def test_nothing_is_imported_for_a_user_that_is_being_erased(manager: Sess
     with pytest.raises(SessionConflictError):
         await manager.import_(document)
     assert await manager.get("s") is None
+
+
+async def test_an_end_that_lies_ahead_of_this_clock_is_one(manager: SessionManager, clock: FakeClock) -> None:
+    await filled(manager, clock)
+    await manager.end("s")
+    document = await manager.export("s")
+    document["record"]["ended_at"] += 60_000
+    assert (await manager.import_(document, session_id="t")).status == "ended"
+    assert (await manager.end("t")).end_reason == "explicit"
+    clock.advance(-10)
+    assert (await manager.end("s")).end_reason == "explicit"
 
 
 async def test_what_is_past_its_time_is_not_imported(manager: SessionManager, clock: FakeClock) -> None:

@@ -3,23 +3,28 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import json
 from collections.abc import AsyncIterator
+from contextlib import suppress
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+import msgspec
 import pytest
 
 from agent_sessions import AdminManager, MemoryStore, SessionManager, Settings
 from agent_sessions.errors import (
     InvalidError,
+    SessionEndedError,
     SessionExistsError,
     SessionExpiredError,
     SessionLimitError,
     SessionNotFoundError,
 )
 from agent_sessions.policy import Policy
+from agent_sessions.stores.base import Kind, Page
 from agent_sessions.testing import FakeClock
 
 MINUTE, HOUR, DAY = 60.0, 3600.0, 86_400.0
@@ -40,6 +45,10 @@ async def manager(clock: FakeClock) -> AsyncIterator[SessionManager]:
 async def status_of(manager: SessionManager, session_id: str) -> str:
     record = await manager.get(session_id)
     return "gone" if record is None else record.status
+
+
+def forged(*place: object) -> str:
+    return base64.urlsafe_b64encode(msgspec.msgpack.encode(place)).decode()
 
 
 # --------------------------------------------------------------------------------------------------- create, get
@@ -93,11 +102,18 @@ async def test_an_id_that_exists_is_refused(manager: SessionManager) -> None:
         ({"description": 5}, "INVALID_DESCRIPTION", "description"),
         ({"metadata": []}, "INVALID_METADATA", "metadata"),
         ({"metadata": {1: 2}}, "INVALID_METADATA", "metadata"),
+        ({"metadata": {"a": [{1: 2}]}}, "INVALID_METADATA", "metadata"),
+        ({"metadata": {"a": float("nan")}}, "INVALID_METADATA", "metadata"),
+        ({"metadata": {"a": (1, 2)}}, "INVALID_METADATA", "metadata"),
+        ({"metadata": {"a": b"bytes"}}, "INVALID_METADATA", "metadata"),
         ({"ttl": -1}, "INVALID_TTL", "ttl"),
         ({"ttl": True}, "INVALID_TTL", "ttl"),
         ({"ttl": float("nan")}, "INVALID_TTL", "ttl"),
+        ({"ttl": 10**400}, "INVALID_TTL", "ttl"),
         ({"expires_at": datetime(2020, 1, 1, tzinfo=UTC)}, "INVALID_EXPIRES_AT", "expires_at"),
         ({"expires_at": datetime(2100, 1, 1)}, "INVALID_EXPIRES_AT", "expires_at"),
+        ({"expires_at": datetime.max.replace(tzinfo=UTC)}, "INVALID_EXPIRES_AT", "expires_at"),
+        ({"policy": {"inactiveTimeout": 10**400}}, "INVALID_POLICY", "idle_after"),
         ({"policy": {"idle": 1}}, "INVALID_POLICY", "idle"),
         ({"policy": {"max_sessions_per_user": 5}}, "INVALID_POLICY", "max_sessions_per_user"),
     ],
@@ -107,6 +123,30 @@ async def test_wrong_arguments_are_named(manager: SessionManager, wrong: Any, co
         await manager.create(**wrong)
     assert (refused.value.code, refused.value.field) == (code, field)
     assert await manager.count() == 0
+
+
+@pytest.mark.parametrize(
+    ("wrong", "code"),
+    [
+        ({"metadata": "text"}, "INVALID_METADATA"),
+        ({"metadata": {"a": {1, 2}}}, "INVALID_METADATA"),
+        ({"commit": "steps"}, "INVALID_COMMIT"),
+        ({"wait_s": "5"}, "INVALID_WAIT_S"),
+        ({"wait_s": -1}, "INVALID_WAIT_S"),
+    ],
+)
+async def test_wrong_arguments_of_a_turn_are_named(manager: SessionManager, wrong: Any, code: str) -> None:
+    with pytest.raises(InvalidError) as refused:
+        async with manager.open("s", **wrong):
+            pass
+    assert refused.value.code == code
+    assert await manager.get("s") is None
+
+
+async def test_the_shortest_ttl_is_not_the_longest(manager: SessionManager, clock: FakeClock) -> None:
+    made = await manager.create(ttl=0.0001)
+    clock.advance(0.001)
+    assert await status_of(manager, made.session_id) == "gone"
 
 
 async def test_what_is_missing_is_none_or_an_error(manager: SessionManager) -> None:
@@ -175,6 +215,14 @@ async def test_update_merges_and_removes(manager: SessionManager, clock: FakeClo
     assert (cleared.expires_at, cleared.ttl) == (None, timedelta(days=7))
 
 
+async def test_only_what_is_named_is_removed_from_metadata(manager: SessionManager) -> None:
+    await manager.create(session_id="s", metadata={"a": None, "b": 1})
+    assert (await manager.update("s", metadata={"b": 2})).metadata == {"a": None, "b": 2}
+    async with manager.open("s", metadata={"c": 3}):
+        pass
+    assert (await manager.update("s", metadata={"a": None})).metadata == {"b": 2, "c": 3}
+
+
 async def test_an_update_beside_a_turn_disturbs_neither(manager: SessionManager) -> None:
     made = await manager.create("u", metadata={"a": 1})
     async with manager.open(made.session_id, metadata={"by": "turn"}) as session:
@@ -207,6 +255,24 @@ async def test_an_extension_of_no_end_counts_from_the_ttl(manager: SessionManage
     assert await status_of(manager, made.session_id) == "active"
     clock.advance(300)
     assert await status_of(manager, made.session_id) == "ended"
+
+
+async def test_an_extension_of_what_never_goes_does_not_end_it(manager: SessionManager, clock: FakeClock) -> None:
+    made = await manager.create("u", ttl=0, policy={"end_after": None})
+    clock.advance(HOUR)
+    extended = await manager.extend(made.session_id, hours=1)
+    assert (extended.expires_at, extended.status) == (None, "active")
+    clock.advance(9 * DAY)
+    assert await status_of(manager, made.session_id) == "idle"
+
+
+async def test_extensions_stay_within_what_is_a_date(manager: SessionManager, clock: FakeClock) -> None:
+    made = await manager.create("u", expires_at=_in(clock, HOUR))
+    for _ in range(80):
+        await manager.extend(made.session_id, hours=36_525 * 24)
+    [found] = (await manager.list("u")).sessions
+    assert found.expires_at is not None
+    assert 9499 <= found.expires_at.year <= 9500
 
 
 async def test_an_extension_stops_at_the_absolute_timeout(manager: SessionManager, clock: FakeClock) -> None:
@@ -280,6 +346,34 @@ async def test_end_all_keeps_one(manager: SessionManager, clock: FakeClock) -> N
 # --------------------------------------------------------------------------------------------------- listing
 
 
+async def test_end_all_finds_what_is_touched_while_it_looks(clock: FakeClock) -> None:
+    class Touched(MemoryStore):
+        async def find(self, tenant: str, kind: Kind, **options: Any) -> Page:
+            page = await super().find(tenant, kind, **options)
+            if options["status"] == "active":
+                await touch()
+            return page
+
+    manager = SessionManager(Touched(clock))
+    made = [await manager.create("u") for _ in range(2)]
+    clock.advance(HOUR)
+
+    async def touch() -> None:
+        with suppress(SessionEndedError):
+            await manager.touch(made[0].session_id)
+
+    ended = await manager.end_all("u")
+    assert sorted(ended.session_ids) == sorted(record.session_id for record in made)
+    assert await manager.count("u", status="ended") == 2
+
+
+async def test_end_all_keeps_nothing_by_mistake(manager: SessionManager) -> None:
+    made = await manager.create("u")
+    with pytest.raises(InvalidError):
+        await manager.end_all("u", except_session_id=made)  # type: ignore[arg-type]
+    assert await status_of(manager, made.session_id) == "active"
+
+
 async def test_list_filters_and_pages(manager: SessionManager, clock: FakeClock) -> None:
     for number in range(25):
         await manager.create(
@@ -336,6 +430,9 @@ async def test_a_page_that_ends_on_the_last_session_is_the_last(manager: Session
         ({"order": "name"}, "INVALID_ORDER"),
         ({"cursor": "x"}, "INVALID_CURSOR"),
         ({"cursor": 5}, "INVALID_CURSOR"),
+        ({"cursor": forged("a", 2**63, "s")}, "INVALID_CURSOR"),
+        ({"cursor": forged("a", 5, "\0")}, "INVALID_CURSOR"),
+        ({"cursor": forged("s", 5, "s")}, "INVALID_CURSOR"),
         ({"started_after": 5}, "INVALID_STARTED_AFTER"),
     ],
 )
