@@ -1,4 +1,4 @@
-"""Run all comparisons: python -m benchmarks [conversation] [cluster] [langgraph] [sqlite] [dynamodb] [lifecycle] [overhead]."""
+"""Run all comparisons, or the named blocks of them: python -m benchmarks [BLOCK ...]; see `BLOCKS`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A conversation turn on SQLite: the sessions of the OpenAI Agents SDK beside us, and listings among many sessions."""
+"""A conversation turn on SQLite: the sessions of the OpenAI Agents SDK beside us."""
 
 from __future__ import annotations
 
@@ -13,13 +13,12 @@ from agents import SQLiteSession
 from agents.extensions.memory import AsyncSQLiteSession
 
 from agent_sessions import SessionManager
-from agent_sessions.stores.base import Commit, Key
 from agent_sessions.stores.sqlite import SQLiteStore
 
 from .conversation import AT_ONCE, MARKS, our_turn, session_turn
 from .measure import Rival, compare, promise, table
 
-MANY, SOME_TURNS = 100_000, 30
+SOME_TURNS = 30
 
 
 class NormalSQLiteSession(SQLiteSession):
@@ -32,13 +31,12 @@ class NormalSQLiteSession(SQLiteSession):
 
 
 async def run() -> None:
+    """With FULL, which is the default of all, a turn waits for the disk once; with NORMAL it does not."""
     with tempfile.TemporaryDirectory() as folder:
         await _turns(Path(folder))
-        await _listings(Path(folder))
 
 
 async def _turns(folder: Path) -> None:
-    """With FULL, which is the default of all, a turn waits for the disk once; with NORMAL it does not."""
     stores = [SQLiteStore(folder / "full.db"), SQLiteStore(folder / "normal.db", synchronous="normal")]
     full, normal = map(SessionManager, stores)
     opened: list[AsyncSQLiteSession] = []
@@ -98,29 +96,3 @@ async def _many_at_once(folder: Path, manager: SessionManager) -> None:
 async def _some_turns(turn: Callable[[int], Awaitable[None]]) -> None:
     for number in range(SOME_TURNS):
         await turn(number)
-
-
-async def _listings(folder: Path) -> None:
-    """The first page, a page in the middle, and the count, among very many sessions."""
-    store = SQLiteStore(folder / "many.db", synchronous="normal")
-    for number in range(MANY):
-        commit = Commit(number.to_bytes(8), owner="", expected=None, ttl_ms=604_800_000, belongs_to=f"u{number % 1000}")
-        await store.commit(Key("t", "session", f"s{number}"), commit)
-    middle = (await store.find("t", "session", limit=MANY // 2)).next
-    print(f"\nListings among {MANY:,} sessions")
-    page = await _best(lambda: store.find("t", "session", limit=50))
-    promise("first page ≤ 10 ms", f"{page:.2f} ms", page <= 10)
-    page = await _best(lambda: store.find("t", "session", limit=50, cursor=middle))
-    promise("a page in the middle ≤ 10 ms", f"{page:.2f} ms", page <= 10)
-    count = await _best(lambda: store.count("t", "session"))
-    promise("count ≤ 5 ms", f"{count:.2f} ms", count <= 5)
-    await store.aclose()
-
-
-async def _best(work: Callable[[], Awaitable[object]]) -> float:
-    taken = []
-    for _ in range(20):
-        begun = time.perf_counter()
-        await work()
-        taken.append((time.perf_counter() - begun) * 1000)
-    return min(taken)
