@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from agent_sessions.errors import SessionEndedError, SessionExpiredError
-from agent_sessions.stores.base import Amend, Key, Page, Store
-from agent_sessions.stores.lifetime import Lifetime, Status
+from agent_sessions.stores.base import ABSENT, Amend, Key, Page, Store
+from agent_sessions.stores.lifetime import Course, Lifetime, Status
 from agent_sessions.stores.redis import RedisStore
 from agent_sessions.testing import FakeClock
 
@@ -192,4 +192,43 @@ async def test_places_of_lost_sessions_leave_the_listings_by_status(servers: dic
     assert [found.id for found in (await store.run_out("default", "session")).found] == ["s-2"]
     assert await listed(store, status="ended") == ["s-2"]
     assert await counted(store) == {"ended": 1}
+    await store.aclose()
+
+
+async def test_a_commit_that_is_refused_leaves_a_place_as_it_was(servers: dict[str, Any]) -> None:
+    clock = FakeClock()
+    store, other = connect(servers, clock), connect(servers, clock)
+    await store.commit(KEY, change(lifetime=HALF_HOUR, belongs_to="ann"))
+    await store.amend(KEY, Amend(id=os.urandom(8), end=True))
+    clock.advance(60)
+    for expected in (ABSENT, None):
+        with pytest.raises(SessionEndedError):
+            await other.commit(KEY, change(expected=expected, lifetime=HALF_HOUR, belongs_to="bob"))
+    assert servers["backend"].command("ZCARD", "ak:sessions:{s@default}/bob:i") == 0
+    assert await listed(store, status="ended") == await listed(store, status="ended", belongs_to="ann") == ["s-1"]
+    assert await counted(store) == {"ended": 1}
+    for one in (store, other):
+        await one.aclose()
+
+
+async def test_maintenance_may_tell_whose_a_session_is(store: RedisStore) -> None:
+    made = await store.commit(KEY, change(lifetime=HALF_HOUR))
+    await store.commit(KEY, change(expected=made.version, maintenance=True, belongs_to="ann"))
+    assert await listed(store, belongs_to="ann") == ["s-1"]
+    assert await store.count("default", "session", belongs_to="ann") == 1
+
+
+async def test_an_end_by_a_faster_clock_is_none_that_ran_out(servers: dict[str, Any]) -> None:
+    clock = FakeClock()
+    store, now = connect(servers, clock), clock.now_ms()
+    for number in range(3):
+        course = Course(now - 60_000, now - 60_000, ended_at=now + 1_000 + number)
+        imported = change(expected=ABSENT, course=course, lifetime=HALF_HOUR._replace(idle_ms=30_000))
+        await store.commit(KEY._replace(id=f"s{number}"), imported)
+    assert await counted(store) == {"idle": 3}
+    clock.advance(2)
+    await store.commit(KEY, change(lifetime=HALF_HOUR, expires_at=clock.now_ms()))
+    assert [found.id for found in (await store.run_out("default", "session", limit=1)).found] == ["s-1"]
+    assert await listed(store, status="ended") == ["s-1", "s2", "s1", "s0"]
+    assert await counted(store) == {"ended": 4}
     await store.aclose()

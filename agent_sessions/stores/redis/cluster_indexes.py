@@ -74,22 +74,25 @@ class ClusterIndexes(Indexes):
     async def along(self, key: Key, commit: Commit, held: Registry | None, store: Store) -> Committed:
         """See `Indexes.along`."""
         names, user = self._names.of(key), user_id(commit.belongs_to)
-        users = {user} - {b""}
+        users = {user}
         is_known = held is not None and held.version.revision > 0 and commit.expected != ABSENT
         if held is not None and is_known and (held.belongs_to or not user):
             committed = await self._beside(names, commit, held, store)
             if committed is not None:
                 return committed
-            users |= {held.belongs_to} - {b""}  # whose place was moved
+            users.add(held.belongs_to)  # whose place was moved
         exists = commit.expected is not None and commit.expected != ABSENT
         if user or not exists:  # it is about to get a place
             await self._enter(names, user)
-        stored = await store(False)
+        try:
+            stored = await store(False)
+        except StoreUnavailableError:
+            raise
+        except SessionError:
+            await self._take_back(names, users)
+            raise
         assert stored is not None
-        belongs_to = await self._set(names, stored)
-        if belongs_to is not None:
-            for other in users - {belongs_to}:
-                await self._settled(self._change(names, other, [Change(b"W", names.member)]))
+        await self._leave_others(names, users, await self._set(names, stored))
         if stored.committed.previous == ABSENT and random() < SWEEPS:
             self._start(self._sweep_all(key, user_of(user)))
         return stored.committed
@@ -110,10 +113,11 @@ class ClusterIndexes(Indexes):
         moving = self._start(self._change(names, held.belongs_to, [move]))
         try:
             stored = await store(True)
-        except SessionError as error:
-            if not isinstance(error, StoreUnavailableError):  # it was moved for a turn that is refused
-                await self._settled(moving)
-                await self._settled(self._correct(names, b""))
+        except StoreUnavailableError:
+            raise
+        except SessionError:
+            await self._settled(moving)
+            await self._take_back(names, {held.belongs_to})
             raise
         moved = await self._settled(moving)
         if stored is None:
@@ -124,6 +128,15 @@ class ClusterIndexes(Indexes):
         elif moved is not None and (not as_expected or moved != [1]):
             await self._set(names, stored)
         return stored.committed
+
+    async def _take_back(self, names: KeyNames, users: set[bytes]) -> None:
+        """A place was made, or moved, for a commit that is refused."""
+        await self._leave_others(names, users, await self._settled(self._correct(names, b"")))
+
+    async def _leave_others(self, names: KeyNames, users: set[bytes], belongs_to: bytes | None) -> None:
+        """Take the places away that a session may have got among those of others, if it is known whose it is."""
+        for other in users - {belongs_to, b""} if belongs_to is not None else ():
+            await self._settled(self._change(names, other, [Change(b"W", names.member)]))
 
     async def _set(self, names: KeyNames, stored: Stored) -> bytes | None:
         """Give a session the place that its commit, or by now its record, says; return whose it is, if it exists."""
@@ -157,8 +170,8 @@ class ClusterIndexes(Indexes):
         """See `Indexes.amended`."""
         await self._place(self._names.of(key), Stamp.of(life, belongs_to))
 
-    async def extended(self, key: Key) -> None:
-        """See `Indexes.extended`."""
+    async def changed(self, key: Key) -> None:
+        """See `Indexes.changed`."""
         await self._settled(self._correct(self._names.of(key), b""))
 
     async def left(self, key: Key, existed: bool, started_at: int, belongs_to: bytes) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from agent_sessions.stores.base import Commit, Committed, Cursor, Found, Key, Keys, Kind, Order, Page, Row
 from agent_sessions.stores.lifetime import Status
@@ -107,8 +107,8 @@ class Indexes:
     async def amended(self, key: Key, life: bytes, belongs_to: bytes) -> None:
         """A session was amended, now or when its amendment was sent before."""
 
-    async def extended(self, key: Key) -> None:
-        """The times of a session were moved."""
+    async def changed(self, key: Key) -> None:
+        """A session has other times, or came to belong to somebody, without an activity."""
 
     async def left(self, key: Key, existed: bool, started_at: int, belongs_to: bytes) -> None:
         """A session was deleted, or there was none."""
@@ -174,7 +174,9 @@ class Indexes:
 
     def _not_run_out(self, listing: Listing, place: Place, found: Found | None, raw: dict[bytes, bytes]) -> object:
         """How to put the place right of what is gone, or has not run out; None if it is right by now."""
-        return _forget(place, b"e") if found is None else None
+        if found is None:
+            return _forget(place, b"e")
+        return None if found.row.ended_at is None else _repair(b"E", place, b"e")
 
     async def _fix(self, client: LoopClient, listing: Listing, fixes: list[Any]) -> None:
         await self._repair(client, self._names.index(*listing[:3]), fixes)
@@ -245,4 +247,8 @@ class Indexes:
 
 
 def _forget(place: Place, role: bytes) -> Repair:
-    return Repair(b"F", encode(place.cursor.id), role, place.cursor.at)
+    return _repair(b"F", place, role)
+
+
+def _repair(what: Literal[b"F", b"E"], place: Place, role: bytes) -> Repair:
+    return Repair(what, encode(place.cursor.id), role, place.cursor.at)

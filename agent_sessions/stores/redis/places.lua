@@ -36,7 +36,7 @@ local function put(index, id, l, now)
   if status == 'active' then
     call('ZADD', index, a, 'a' .. id, s, 's' .. id, g, 'g' .. id,
       score(IDLES, l.idle), 'i' .. id, score(ENDS, l.ends), 'e' .. id)
-  elseif l.ended < INFINITY then
+  elseif status == 'ended' and l.ended < INFINITY then
     call('ZADD', index, a, 'a' .. id, s, 's' .. id, g, 'g' .. id)
     call('ZREM', index, 'i' .. id, 'e' .. id)
   else

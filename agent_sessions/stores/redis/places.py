@@ -90,7 +90,7 @@ class Change(NamedTuple):
 class Repair(NamedTuple):
     """What `repair.lua` does with a place."""
 
-    what: Literal[b"F", b"R"]
+    what: Literal[b"F", b"E", b"R"]
     id: bytes
     role: bytes = b"a"
     """Of the place as it was seen: that by activity (a), start (s) or end (e)."""

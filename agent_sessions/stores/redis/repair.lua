@@ -6,6 +6,7 @@
 -- What is to be done is a letter; the letter and the time of the place that was seen; the session's life
 --
 --   F  forget    it was found gone. Not if it has another place by now
+--   E  ended     it was found ended by somebody, at a time that was yet to come then: it has not run out
 --   R  restore   it was found without a place, or may be
 
 local now = clock((struct.unpack('>d', ARGV[1])))
@@ -19,7 +20,12 @@ for i = 2, #ARGV, 2 do
       go_with_last(K, now, life.gone, 0)
     end
   elseif time_in(call('ZSCORE', K, role .. id) or -1) == time then
-    forget(K, id)
+    if what == 'F' then
+      forget(K, id)
+    else
+      shelve(K, id, 'ended')
+      call('ZREM', K, 'e' .. id)
+    end
   end
 end
 return {1}

@@ -72,7 +72,7 @@ LONG_LOG = 100
 _REGISTRIES_KEPT = 1024
 _DECLARED_TRIES = 8
 _NOW_OF_REDIS = -1
-_EXTENDED = 2
+_TIMES_MOVED = 2
 _PORT, _PORT_OF_SENTINELS = 6379, 26379
 
 WAIT_TIMEOUT_S = 1.0
@@ -312,8 +312,8 @@ class RedisStore:
             return await self._indexes.along(key, commit, held, partial(self._commit, key, commit))
         stored = await self._commit(key, commit, False)
         assert stored is not None
-        if commit.hold_ms is not None:
-            await self._indexes.extended(key)
+        if commit.hold_ms is not None or commit.belongs_to is not None:
+            await self._indexes.changed(key)
         return stored.committed
 
     async def _commit(self, key: Key, commit: Commit, must_exist: bool) -> Stored | None:
@@ -397,8 +397,8 @@ class RedisStore:
             arguments = [scripts.pack_renew(self._now(), ms, owner, declared, names.member)]
             reply = await self._run(scripts.RENEW, keys, arguments)
             if reply[0] != b"K":
-                if reply[0] == _EXTENDED:
-                    await self._indexes.extended(key)
+                if reply[0] == _TIMES_MOVED:
+                    await self._indexes.changed(key)
                 return bool(reply[0])
             held = answers.declared(reply)
             declared = self._declares(held)
