@@ -20,11 +20,11 @@ from agent_sessions.errors import InvalidError, SessionError, StoreUnavailableEr
 from agent_sessions.stores.base import ABSENT, Amend, Key, Known, LogChange, LogWanted, Part, Store, Wanted
 from agent_sessions.stores.lifetime import Lifetime, Status
 from agent_sessions.stores.redis import RedisStore
-from agent_sessions.stores.redis.connections.cluster import slot_of
 from agent_sessions.stores.redis.keys import KeyNames
 from agent_sessions.stores.redis.places import Change, Order
 from agent_sessions.stores.redis.scripts import INDEX as INDEX_SCRIPT
 from agent_sessions.stores.redis.scripts import pack_now
+from agent_sessions.stores.redis.slots import slot_of
 from agent_sessions.testing import FakeClock
 from tests.redis_cluster import RedisCluster
 from tests.redis_server import RedisServer

@@ -14,6 +14,7 @@ from agent_sessions.stores.base import ABSENT, Amend, Key, Page, Store
 from agent_sessions.stores.lifetime import Course, Lifetime, Status
 from agent_sessions.stores.redis import RedisStore
 from agent_sessions.testing import FakeClock
+from tests.lifecycle import raw
 
 from .redis_turns import KEY, MEMBERS, change, everything, lease, score
 
@@ -89,6 +90,22 @@ async def test_all_keys_go_natively_when_the_session_does(store: RedisStore, ser
     parts = ["", ":v", ":lopenai/items", ":clanggraph/checkpoints", ":zlanggraph/checkpoints"]
     ends = {servers["backend"].command("PEXPIRETIME", f"ak:sessions:s{{default/s-1}}{part}") for part in parts}
     assert all(abs(int(end) - gone_at) <= 1 for end in ends)
+
+
+async def test_what_is_deleted_leaves_no_name_behind(store: RedisStore, servers: dict[str, Any]) -> None:
+    key, write_id, other = KEY._replace(id="ann-0517/1" * 20), os.urandom(8), connect(servers)
+    await store.commit(key, everything(lifetime=HALF_HOUR, belongs_to="ann-0517"))
+    ports = [node.port for node in getattr(servers["backend"], "nodes", [servers["backend"]])]
+
+    def left() -> bytes:
+        return b"\n".join(raw.of_redis(f"redis://127.0.0.1:{port}") for port in ports)
+
+    assert b"ann-0517" in left()
+    assert await store.delete(key, write_id)
+    assert await other.delete(key, write_id)
+    assert b"d@{" in left()
+    assert b"ann-0517" not in left()
+    await other.aclose()
 
 
 async def test_what_ended_refuses_by_the_servers_clock(store: RedisStore) -> None:

@@ -1,16 +1,17 @@
-"""`WAIT`: a commit counts as stored only when replicas have it."""
+"""`WAIT`: what is written counts as stored only when replicas have it."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+import os
+from collections.abc import AsyncIterator, Awaitable, Callable
 
 import pytest
 
 from agent_sessions import SessionManager, Settings
 from agent_sessions.errors import CommitUnknownError, SessionConflictError, StoreUnavailableError
 from agent_sessions.settings import RedisSettings, TurnSettings
-from agent_sessions.stores.base import ABSENT, LogChange
+from agent_sessions.stores.base import ABSENT, Amend, LogChange
 from agent_sessions.stores.redis import RedisStore
 from tests.redis_cluster import wait_until
 from tests.redis_server import RedisServer
@@ -67,6 +68,26 @@ async def test_a_commit_that_no_replica_has_is_told_and_sent_again(
     assert (await store.commit(KEY, commit)).repeated
     assert servers[1].command("EXISTS", "ak:sessions:s{default/s-1}") == 1
     assert (await store.open(KEY, wanted=EVERYTHING)).logs[0].items == [b"hi", b"ho"]
+
+
+async def test_an_end_and_a_deletion_wait_for_the_replica_too(
+    store: RedisStore, hasty: RedisStore, servers: tuple[RedisServer, RedisServer]
+) -> None:
+    await store.commit(KEY, everything())
+    end, deletion = Amend(id=os.urandom(8), end=True), os.urandom(8)
+    writes: list[Callable[[RedisStore], Awaitable[object]]] = [
+        lambda store: store.amend(KEY, end),
+        lambda store: store.amend(KEY, Amend(id=os.urandom(8), end=True)),  # it has ended, but not for the replica
+        lambda store: store.delete(KEY, deletion),
+    ]
+    for write in writes:
+        servers[1].freeze()
+        for _ in range(2):
+            with pytest.raises(StoreUnavailableError, match="of 1 replicas only 0"):
+                await write(hasty)
+        servers[1].thaw()
+        assert await write(store)
+    assert servers[1].command("EXISTS", "ak:sessions:s{default/s-1}") == 0
 
 
 async def test_a_refused_commit_is_refused_whatever_replicas_do(

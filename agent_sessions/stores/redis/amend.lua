@@ -8,7 +8,7 @@
 --   {'N'} {'E', 1 by the clock, else 0} {'C'}     absent, ended, not the expected record
 --   {'K', registry, belongs to} {'F', format}     as in commit.lua
 
-local EXPECTS, IS_ACTIVITY, IS_END, HAS_LIFETIME, HAS_OWN, HAS_EXPIRY = 1, 2, 4, 8, 16, 32
+local EXPECTS, IS_ACTIVITY, IS_END, HAS_LIFETIME, HAS_OWN, HAS_EXPIRY, WAITS = 1, 2, 4, 8, 16, 32, 64
 local REMEMBERED = 16
 
 local now, id, flags, tag, declared, member, counters, own, expires, lifetime, n_put, n_del =
@@ -37,10 +37,16 @@ end
 -- ------------------------------------------------------------------------------------------------- checks
 
 local done = call('HGET', K, 'd') or ''
-for at = 1, #done, 8 do
-  if string.sub(done, at, at + 7) == id then return answer(0) end
+local function is_done()
+  if has(IS_END) and life.ended < INFINITY then return true end
+  for at = 1, #done, 8 do
+    if string.sub(done, at, at + 7) == id then return true end
+  end
 end
-if has(IS_END) and life.ended < INFINITY then return answer(0) end
+if is_done() then
+  if has(WAITS) then redis.pcall('HSET', K, 'f', FORMAT) end  -- see commit.lua
+  return answer(0)
+end
 local changes_record = n_put + n_del > 0 or has(HAS_OWN) or has(HAS_EXPIRY)
 if (changes_record or has(IS_ACTIVITY) or counters ~= '') and not has(IS_END) then
   local over = ended(life, now)

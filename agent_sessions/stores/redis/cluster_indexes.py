@@ -20,7 +20,7 @@ from agent_sessions.errors import SessionError, StoreUnavailableError
 from agent_sessions.stores.base import ABSENT, Commit, Committed, Cursor, Found, Key, Keys, Row
 from agent_sessions.stores.redis import life, scripts
 from agent_sessions.stores.redis.connections import Clients, Cluster, LoopClient
-from agent_sessions.stores.redis.connections.cluster import SLOTS, claimed_slots
+from agent_sessions.stores.redis.connections.cluster import claimed_slots
 from agent_sessions.stores.redis.connections.servers import Address
 from agent_sessions.stores.redis.indexes import Indexes, Listing, Met, Store, Stored
 from agent_sessions.stores.redis.keys import KeyNames, Names, decode, encode, user_id, user_of
@@ -35,6 +35,7 @@ from agent_sessions.stores.redis.places import (
     pack_count,
 )
 from agent_sessions.stores.redis.registry import Registry
+from agent_sessions.stores.redis.slots import SLOTS
 
 logger = logging.getLogger("agent_sessions")
 
@@ -124,9 +125,12 @@ class ClusterIndexes(Indexes):
             return None
         as_expected = not stored.life or Stamp.of(stored.life, b"").order == order
         if moved is not None and isinstance(moved[0], bytes):
-            await self._settled(self._correct(names, moved[0]))
+            belongs_to = await self._settled(self._correct(names, moved[0]))
         elif moved is not None and (not as_expected or moved != [1]):
-            await self._set(names, stored)
+            belongs_to = await self._set(names, stored)
+        else:
+            return stored.committed
+        await self._leave_others(names, {held.belongs_to}, belongs_to)  # others may have made it anew
         return stored.committed
 
     async def _take_back(self, names: KeyNames, users: set[bytes]) -> None:

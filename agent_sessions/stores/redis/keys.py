@@ -13,6 +13,7 @@ from hashlib import blake2b
 
 from agent_sessions.errors import InvalidError
 from agent_sessions.stores.base import Key, Kind, Part
+from agent_sessions.stores.redis.slots import tag_beside
 
 LONGEST_TAG = 96
 """Bytes of tenant and id in a key name; longer ones are replaced by their hash."""
@@ -79,7 +80,7 @@ def part_of(raw: bytes) -> Part:
 class KeyNames:
     """The names of one key's keys."""
 
-    __slots__ = ("hashed", "index", "main", "member", "orders", "scope", "values")
+    __slots__ = ("hashed", "index", "main", "member", "orders", "prefix", "scope", "values")
 
     def __init__(self, prefix: bytes, key: Key) -> None:
         kind = prefix + _KINDS[key.kind]
@@ -89,6 +90,7 @@ class KeyNames:
         if len(tag) > LONGEST_TAG:
             tag = _hash(tag)
             self.hashed = b"".join(len(raw).to_bytes(2) + raw for raw in (encode(key.tenant), encode(key.id)))
+        self.prefix = prefix
         self.main = kind + b"{" + tag + b"}"
         self.values = self.main + b":v"
         self.member = encode(key.id)
@@ -110,8 +112,8 @@ class KeyNames:
         return self.main + b":c" + part, self.main + b":z" + part
 
     def tombstone(self, write_id: bytes) -> bytes:
-        """What remembers a deletion for a minute."""
-        return self.main + b":d" + write_id.hex().encode()
+        """What remembers a deletion for a minute, in the same slot; from its name nobody learns of what."""
+        return self.prefix + b"d@{" + tag_beside(self.main) + b"}" + _digest(self.main + write_id)
 
 
 class Names:
@@ -190,7 +192,11 @@ def _short(escaped: bytes) -> bytes:
 
 def _hash(escaped: bytes) -> bytes:
     # No escaped text has a `#` of its own, so none is taken for a hash.
-    return b"#" + blake2b(escaped, digest_size=16).hexdigest().encode()
+    return b"#" + _digest(escaped)
+
+
+def _digest(raw: bytes) -> bytes:
+    return blake2b(raw, digest_size=16).hexdigest().encode()
 
 
 def _user_index(scope: bytes, user: bytes) -> bytes:

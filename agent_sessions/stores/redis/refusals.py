@@ -18,6 +18,9 @@ from agent_sessions.errors import (
 from agent_sessions.stores.base import FORMAT, Commit, Key
 from agent_sessions.stores.redis.keys import decode, part_of
 
+REFUSALS = frozenset((b"A", b"B", b"C", b"E", b"F", b"K", b"L", b"N", b"U"))
+"""What the replies of scripts begin with that have stored nothing."""
+
 
 def raise_refused(key: Key, commit: Commit, reply: list[Any]) -> None:
     """Raise if a commit was refused."""
@@ -71,8 +74,8 @@ def too_new(key: Key, format: int) -> FormatTooNewError:
 
 
 def too_few_replicas(reached: int, wanted: int) -> StoreUnavailableError:
-    """The commit is stored, and may be lost with its server."""
-    message = f"of {wanted} replicas only {reached} had the commit in time; if Redis fails now, it may be lost"
+    """What was written is stored, and may be lost with its server."""
+    message = f"of {wanted} replicas only {reached} had what was written in time; if Redis fails now, it may be lost"
     return StoreUnavailableError(message)
 
 

@@ -434,10 +434,10 @@ def unpack_stored(raw: bytes, commit_id: bytes) -> StoredHead:
 
 # --------------------------------------------------------------------------------------------------- amend
 
-_EXPECTS_TAG, _IS_ACTIVITY, _IS_END, _HAS_LIFETIME, _HAS_OWN, _HAS_EXPIRY = 1, 2, 4, 8, 16, 32
+_EXPECTS_TAG, _IS_ACTIVITY, _IS_END, _HAS_LIFETIME, _HAS_OWN, _HAS_EXPIRY, _AMEND_WAITS = 1, 2, 4, 8, 16, 32, 64
 
 
-def pack_amend(names: KeyNames, now: int, amend: Amend, declared: bytes) -> list[bytes]:
+def pack_amend(names: KeyNames, now: int, amend: Amend, declared: bytes, *, waits: bool) -> list[bytes]:
     """The arguments of `amend.lua`."""
     puts = {name: value for name, value in amend.fields.items() if value is not None}
     argv = [b""]
@@ -448,6 +448,7 @@ def pack_amend(names: KeyNames, now: int, amend: Amend, declared: bytes) -> list
     flags = (_EXPECTS_TAG if tag is not None else 0) | (_IS_ACTIVITY if amend.activity else 0)
     flags |= (_IS_END if amend.end else 0) | (_HAS_LIFETIME if amend.lifetime is not None else 0)
     flags |= (_HAS_OWN if amend.own is not None else 0) | (_HAS_EXPIRY if amend.expires_at is not UNSET else 0)
+    flags |= _AMEND_WAITS if waits else 0
     argv[0] = b"".join(
         (
             struct.pack(">d", now) + amend.id,
@@ -475,9 +476,9 @@ def pack_renew(now: int, ms: int, owner: str, declared: bytes, member: bytes) ->
     return struct.pack(">dd", now, ms) + _string(encode(owner)) + _string(declared) + _string(member)
 
 
-def pack_delete(now: int, declared: bytes, member: bytes) -> bytes:
+def pack_delete(now: int, declared: bytes, belongs_to: bytes, member: bytes, *, waits: bool) -> bytes:
     """The argument of `delete.lua`."""
-    return struct.pack(">d", now) + _string(declared) + _string(member)
+    return struct.pack(">dB", now, waits) + _string(declared) + _string(belongs_to) + _string(member)
 
 
 def pack_status(now: int, commit_id: bytes, since: Version) -> bytes:

@@ -51,6 +51,7 @@ from agent_sessions.stores.redis.connections import (
 from agent_sessions.stores.redis.indexes import Indexes, Listing, Stored
 from agent_sessions.stores.redis.keys import KeyNames, Names, decode
 from agent_sessions.stores.redis.refusals import (
+    REFUSALS,
     raise_not_amended,
     raise_refused,
     state_lost,
@@ -88,8 +89,8 @@ class RedisStore:
             yours to use and to close.
         prefix: What the names of all keys begin with.
         clock: For tests; the server's own time if None.
-        wait_replicas: A commit is stored only when so many replicas have it.
-        wait_timeout_s: How long to wait for them each time, before the commit is sent again.
+        wait_replicas: A commit, an amendment or a deletion is stored only when so many replicas have it.
+        wait_timeout_s: How long to wait for them each time, before it is sent again.
     """
 
     never_waits = False
@@ -142,8 +143,8 @@ class RedisStore:
                 user, password, database and whether it uses TLS do.
             service_name: What the sentinels call it.
             sentinel_kwargs: Options for the connections to sentinels, such as `password`.
-            wait_replicas: A commit is stored only when so many replicas have it.
-            wait_timeout_s: How long to wait for them each time, before the commit is sent again.
+            wait_replicas: A commit, an amendment or a deletion is stored only when so many replicas have it.
+            wait_timeout_s: How long to wait for them each time, before it is sent again.
             clock: For tests; the server's own time if None.
             connect_timeout_s: How long to wait for a connection.
             timeout_s: How long to wait for an answer.
@@ -207,6 +208,7 @@ class RedisStore:
         if isinstance(how.servers, Cluster):
             self._indexes = ClusterIndexes(self._clients, self._names, self._now, how.servers)
         self._wait_replicas = wait_replicas
+        self._waits = wait_replicas > 0
         self._wait_timeout_s = wait_timeout_s
         self._registries: dict[bytes, Registry] = {}
         self._registries_lock = threading.Lock()
@@ -318,13 +320,13 @@ class RedisStore:
 
     async def _commit(self, key: Key, commit: Commit, must_exist: bool) -> Stored | None:
         """Commit, indexes aside if they are elsewhere. None: it was to exist, and does not."""
-        names, waits, elsewhere = self._names.of(key), self._wait_replicas > 0, self._indexes.are_elsewhere
+        names, elsewhere = self._names.of(key), self._indexes.are_elsewhere
         for _ in range(_DECLARED_TRIES):
             held = self._registries.get(names.main)
             keys, argv = scripts.pack_commit(
-                names, self._now(), commit, held, elsewhere=elsewhere, must_exist=must_exist, waits=waits
+                names, self._now(), commit, held, elsewhere=elsewhere, must_exist=must_exist, waits=self._waits
             )
-            reply = await (self._run_and_wait(keys, argv) if waits else self._run(scripts.COMMIT, keys, argv))
+            reply = await self._write(scripts.COMMIT, keys, argv)
             if reply[0] == b"K":
                 self._keep(names, answers.declared(reply))
                 continue
@@ -347,15 +349,6 @@ class RedisStore:
             return Stored(committed, stored.life)
         raise unsettled(key)
 
-    async def _run_and_wait(self, keys: list[bytes], argv: list[bytes]) -> list[Any]:
-        """Run a commit, and see that enough replicas have what it stored, now or before."""
-        wanted, timeout_s = self._wait_replicas, self._wait_timeout_s
-        reply, reached = await self._clients.current().run_and_wait(scripts.COMMIT, keys, argv, wanted, timeout_s)
-        is_stored = len(reply[0]) > 1 or reply[0] == b"R"
-        if is_stored and reached < wanted:
-            raise too_few_replicas(reached, wanted)
-        return list(reply)
-
     async def amend(self, key: Key, amend: Amend) -> Amended:
         """See `Store.amend`."""
         if len(amend.id) != 8:
@@ -364,19 +357,20 @@ class RedisStore:
         held = self._registries.get(names.main)
         for _ in range(_DECLARED_TRIES):
             declared = self._declares(held)
-            argv = scripts.pack_amend(names, self._now(), amend, declared)
-            reply = await self._run(scripts.AMEND, scripts.all_keys(names, held, declared), argv)
+            argv = scripts.pack_amend(names, self._now(), amend, declared, waits=self._waits)
+            reply = await self._write(scripts.AMEND, scripts.all_keys(names, held, declared), argv)
             if reply[0] == b"K":
                 held = answers.declared(reply)
                 continue
             self._refuse_the_unreadable(key, reply)
             raise_not_amended(key, reply)
             now, changed, revision, life, counters, tag, belongs_to, flat = reply
+            whose = belongs_to or b""
             known = self._registries.get(names.main)
             if known is not None and known.life:
-                self._keep(names, structs.replace(known, life=life))
-            await self._indexes.amended(key, life, belongs_to or b"")
-            row = lives.row(life, counters, belongs_to or b"", tag, scripts.unpack_fields(flat))
+                self._keep(names, structs.replace(known, life=life, belongs_to=whose))
+            await self._indexes.amended(key, life, whose)
+            row = lives.row(life, counters, whose, tag, scripts.unpack_fields(flat))
             return Amended(int(now), row, bool(changed), int(revision))
         raise unsettled(key)
 
@@ -427,14 +421,17 @@ class RedisStore:
         held = self._registries.get(names.main)
         for _ in range(_DECLARED_TRIES):
             declared = self._declares(held)
+            belongs_to = held.belongs_to if held is not None else b""
+            argv = scripts.pack_delete(self._now(), declared, belongs_to, names.member, waits=self._waits)
             keys = [*scripts.all_keys(names, held, declared), names.tombstone(write_id)]
-            reply = await self._run(scripts.DELETE, keys, [scripts.pack_delete(self._now(), declared, names.member)])
+            reply = await self._write(scripts.DELETE, keys, [argv])
             if reply[0] != b"K":
                 self._forget(names)
-                existed, started_at, belongs_to = reply
+                existed, started_at = reply
                 await self._indexes.left(key, bool(existed), int(started_at), belongs_to)
                 return bool(existed)
             held = answers.declared(reply)
+            self._keep(names, held)  # who repeats it knows what is to go
         raise unsettled(key)
 
     async def find(
@@ -480,6 +477,16 @@ class RedisStore:
 
     async def _run(self, script: Script, keys: list[bytes], arguments: list[bytes]) -> Any:
         return await self._clients.current().run(script, keys, arguments)
+
+    async def _write(self, script: Script, keys: list[bytes], arguments: list[bytes]) -> Any:
+        """Run a script, and see that enough replicas have what it stored, now or before."""
+        if not self._waits:
+            return await self._run(script, keys, arguments)
+        client, wanted = self._clients.current(), self._wait_replicas
+        reply, reached = await client.run_and_wait(script, keys, arguments, wanted, self._wait_timeout_s)
+        if reply[0] not in REFUSALS and reached < wanted:
+            raise too_few_replicas(reached, wanted)
+        return reply
 
     def _declares(self, held: Registry | None) -> bytes:
         """Whose indexes are declared to a script."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from binascii import crc_hqx
 from collections.abc import Callable, Sequence
 from random import shuffle
 from typing import Any
@@ -13,21 +12,10 @@ from redis.exceptions import RedisError
 
 from agent_sessions.stores.redis.connections.failures import NoPrimaryError, WrongServersError, will_pass
 from agent_sessions.stores.redis.connections.servers import Address, Ask
-
-SLOTS = 16384
+from agent_sessions.stores.redis.slots import SLOTS, slot_of
 
 Remap = Callable[[tuple[str, int]], tuple[str, int]]
 """Where a node can be reached that the cluster knows by an address."""
-
-
-def slot_of(key: bytes) -> int:
-    """The slot of a key: that of what stands in its first braces, if it has any."""
-    opening = key.find(b"{")
-    if opening >= 0:
-        closing = key.find(b"}", opening + 1)
-        if closing > opening + 1:
-            key = key[opening + 1 : closing]
-    return crc_hqx(key, 0) % SLOTS
 
 
 def claimed_slots(nodes: bytes) -> set[int]:
