@@ -101,7 +101,7 @@ class RedisSettings(Section):
 
     wait_replicas: Count = Field(0, le=100)
     """A commit, a change of a record or a deletion counts as stored only when so many replicas have it: 0 to 100. What
-    they don't get in time is sent again for as long as a lease lasts; a commit is then reported with `COMMIT_UNKNOWN`."""
+    they don't get in time is sent again for as long as a lease lasts; a turn then ends with `COMMIT_UNKNOWN`."""
 
     wait_timeout_s: Annotated[Seconds, Field(ge=0.001, le=60)] = 1.0
     """Seconds to wait for the replicas each time: 0.001 to 60."""
