@@ -21,6 +21,7 @@ from agent_sessions.stores.base import (
     Store,
     Wanted,
 )
+from agent_sessions.stores.lifetime import Lifetime
 from agent_sessions.testing import FakeClock
 from agent_sessions.testing.conformance.harness import (
     CHECKPOINTS,
@@ -35,8 +36,9 @@ from agent_sessions.testing.conformance.harness import (
     take,
 )
 from tests.dynamodb import RECORD, DynamoDB
+from tests.support import until
 
-from .dynamodb_proxy import Decision, dying, proxy
+from .dynamodb_proxy import Decision, Holding, dying, proxy
 
 KEY = Key("acme", "session", "s-1")
 LARGE = Part("files", "large")
@@ -93,8 +95,13 @@ async def contents(store: Store) -> Any:
 
 @pytest.mark.parametrize(("make", "fault"), [(many, "lose the request"), (large, "lose the reply")])
 async def test_a_commit_that_dies_at_any_step_is_there_whole_or_not_at_all(
-    dynamodb: DynamoDB, store: Store, make: Callable[..., Commit], fault: Decision
+    dynamodb: DynamoDB,
+    store: Store,
+    make: Callable[..., Commit],
+    fault: Decision,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr("agent_sessions.stores.dynamodb.staging._FILLING_MS", 0)  # what is dead here, writes no more
     seen = []
     for requests in range(40):
         await store.commit(KEY, before())
@@ -256,8 +263,8 @@ async def test_a_session_of_too_many_parts_is_refused(
 async def test_a_delete_that_dies_at_any_step_leaves_it_deleted_or_untouched(
     dynamodb: DynamoDB, store: Store, fault: Decision
 ) -> None:
-    answers = set()
-    for requests in range(6):
+    answers = set[bool | None]()
+    for requests in range(12):
         await store.commit(KEY, before())
         write_id = new_id()
         async with dying(dynamodb, requests, fault) as victim:
@@ -269,12 +276,13 @@ async def test_a_delete_that_dies_at_any_step_leaves_it_deleted_or_untouched(
         if opened.row is not None:
             assert await contents(store) == OLD
         assert await store.delete(KEY, write_id)
-        assert (await store.open(KEY)).row is None
-        assert (await store.scan()).keys == []  # which sweeps
         assert dynamodb.kinds() == {}
+        assert (await store.open(KEY)).row is None
         await store.commit(KEY, change(logs=append(b"new")))
         assert await contents(store) == ({}, [b"new"], [])
         assert await store.delete(KEY, new_id())
+        if True in answers:
+            break
     assert answers == {None, True}
 
 
@@ -288,18 +296,23 @@ async def test_a_listing_shows_what_is_published_and_not_in_its_places(dynamodb:
     assert "st" not in dynamodb.records()[0]
 
 
-async def test_what_is_deleted_under_a_turn_that_has_just_begun_is_swept_by_its_commit(
-    dynamodb: DynamoDB, store: Store
-) -> None:
-    """Its reading may be under way: only afterwards the items go."""
+async def is_absent(store: Store) -> bool:
+    return (await store.open(KEY)).row is None
+
+
+async def test_a_delete_waits_for_a_turn_that_has_just_begun_and_then_leaves_nothing(dynamodb: DynamoDB) -> None:
+    """The turn may be reading what it goes by."""
     clock = FakeClock()
     turn, other = dynamodb.store(clock), dynamodb.store(clock)
     version = (await turn.commit(KEY, before())).version
     assert await take(turn, KEY, "us")
-    assert await other.delete(KEY, new_id())
-    assert (await other.open(KEY)).row is None
+    deleting = asyncio.create_task(other.delete(KEY, new_id()))
+    await until(lambda: is_absent(turn))
     assert dynamodb.kinds() != {}
-    clock.advance(2)
+    assert not deleting.done()
+    assert await deleting
+    assert dynamodb.kinds() == {}
+    assert not dynamodb.records()[0].keys() & {"st", "pd", "gb"}
     with pytest.raises(SessionNotFoundError):
         await turn.commit(KEY, change(expected=version))
     assert dynamodb.kinds() == {}
@@ -317,14 +330,51 @@ async def test_a_session_made_again_by_the_commit_that_made_it_meets_nothing_of_
     await turn.commit(KEY, commit)
     await turn.commit(KEY, change(values={Part("a", "later"): b"2"}))
     assert await take(turn, KEY, "us")
-    assert await other.delete(KEY, new_id())
+    deleting = asyncio.create_task(other.delete(KEY, new_id()))
+    await until(lambda: is_absent(other))
     assert dynamodb.kinds() != {}  # the turn may be reading
     await other.commit(KEY, commit)
-    clock.advance(5)
-    assert await take(other, KEY, "us")  # which sweeps
+    assert await deleting
+    assert dynamodb.kinds() == {"V": 1, "L": 1}
     assert await contents(other) == ({Part("a", "b"): b"1"}, [b"1"], [])
     await turn.aclose()
     await other.aclose()
+
+
+async def test_what_is_still_being_filled_under_a_delete_is_swept_again_later(dynamodb: DynamoDB) -> None:
+    """By a process that dies over it."""
+    clock = FakeClock()
+    slow, other = Holding("BatchWriteItem"), dynamodb.store(clock)
+    filling = dynamodb.store(clock, make_session=slow.make_session)
+    await other.commit(KEY, change(logs=append(b"1")))
+    committing = asyncio.create_task(filling.commit(KEY, change(values={LARGE: DATA})))
+    await slow.on_its_way.wait()
+    assert await other.delete(KEY, new_id())
+    assert dynamodb.kinds() == {}
+    slow.may_go_on.set()
+    while dynamodb.kinds() != {"X": PIECES}:  # noqa: ASYNC110 - it is asked of the table
+        await asyncio.sleep(0)
+    committing.cancel()
+    await asyncio.gather(committing, return_exceptions=True)
+    clock.advance(60)
+    await other.scan()
+    assert dynamodb.kinds() == {}
+    await filling.aclose()
+    await other.aclose()
+
+
+async def test_a_session_made_again_when_its_time_was_over_keeps_nothing_of_its_first_life(dynamodb: DynamoDB) -> None:
+    """DynamoDB, which deletes when it finds the time, has not yet; and a delete would leave it there."""
+    clock = FakeClock()
+    store = dynamodb.store(clock)
+    first = before()
+    first.lifetime = Lifetime(ttl_ms=1000)
+    await store.commit(KEY, first)
+    clock.advance(1)
+    await store.commit(KEY, change(logs=append(b"new")))
+    assert dynamodb.kinds() == {"L": 1}
+    assert await contents(store) == ({}, [b"new"], [])
+    await store.aclose()
 
 
 async def test_a_scan_passes_leases_on_absent_keys_of_any_name(dynamodb: DynamoDB, store: Store) -> None:

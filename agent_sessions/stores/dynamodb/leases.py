@@ -188,7 +188,7 @@ def _prolonged(record: Record, till: int) -> Record:
     """A record whose lease is renewed: its session neither idles nor goes before, nor goes after its own items."""
     life = record.copy_of_life()
     life.prolong(till)
-    if record.stays_until is not None and life.stamps.gone_at is not None:
+    if record.stays_until is not None and record.gone_at is not None:
         last = record.stays_until * 1000
-        life.stamps = Stamps(*(None if at is None else min(at, last) for at in life.stamps))
+        life.stamps = Stamps(*(last if at is None else min(at, last) for at in life.stamps))
     return structs.replace(record, life=life, runs_out_at=runs_out_at(life, record.runs_out_at, till))

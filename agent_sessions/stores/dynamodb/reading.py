@@ -12,7 +12,7 @@ from msgspec import Struct, field
 
 from agent_sessions.stores.base import Discreet, EntryRange, Known, LogHead, LogRead, LogWanted, Part, Wanted
 from agent_sessions.stores.dynamodb.layout.keys import Names, Span, name_in, part_in, revision_in
-from agent_sessions.stores.dynamodb.layout.parts import Log, Parts, decode_parts
+from agent_sessions.stores.dynamodb.layout.parts import Collection, Log, Namespace, Parts, decode_parts
 from agent_sessions.stores.dynamodb.layout.payloads import Torn, payloads
 from agent_sessions.stores.dynamodb.layout.records import Record
 from agent_sessions.stores.dynamodb.service.requests import Item, Requests, gather
@@ -251,3 +251,24 @@ class Reader:
             items += _items_decoder.decode(data)[: frame.size]
         start = oldest_first[0].at if oldest_first else first
         return items[first - start : stop - start]
+
+
+def is_of_one_moment(record: Record, current: Record, wanted: Wanted) -> bool:
+    """Whether what was read in its place is as the record names it, since the current one has none of it changed.
+
+    What has changed beside it, such as the end of a log, does not matter.
+    """
+    if (current.names, current.changes.directory) != (record.names, record.changes.directory):
+        return False
+    parts = current.changes.onto(record.directory or Parts())
+    if wanted.values and _changed(record.parts.namespaces, parts.namespaces):
+        return False
+    read = {*(part for part, _ in wanted.entries), *(entries.part for entries in wanted.ranges)}
+    numbers = {number for part in read if (number := record.parts.collection(part)) is not None}
+    was, is_now = ([of.collections[number] for number in numbers] for of in (record.parts, parts))
+    return not _changed(was, is_now)
+
+
+def _changed(parts: Sequence[Namespace | Collection], current: Sequence[Namespace | Collection]) -> bool:
+    """Whether any of these is of another commit by now. New ones, which come after them, are not asked for."""
+    return any(one.revision != other.revision for one, other in zip(parts, current, strict=False))

@@ -12,6 +12,7 @@ of them is carried out late; then takes `st` away.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterable
 from functools import partial
 
@@ -63,7 +64,12 @@ class Pending(Discreet, Struct, array_like=True, frozen=True):
         return Names(self.own_life).pieces(self.stage)
 
 
+READERS_GONE_MS = 1_000
+"""So long after a turn took its lease it surely does not read any more without looking again at the record."""
+
 _DEAD_MS = DAY * 1000
+_FILLING_MS = 60_000
+"""For longer than this nobody fills a stage."""
 _MOST_GARBAGE = 100  # more of it, which only many large values at once leave, is swept all the same, but not recorded
 
 _ops_decoder = msgspec.msgpack.Decoder(list[Op])
@@ -112,7 +118,7 @@ class Stages:
         except Refused as refused:
             found = read_record(key, refused.item)
             if mine and not found.has_write(update.id):
-                await self.sweep(partition, found, now, dead=mine)
+                await self.sweep(partition, found, now, filled=mine)
             raise
 
     async def _fill(
@@ -178,29 +184,59 @@ class Stages:
 
     # ------------------------------------------------------------------------------------------------- sweeping
 
-    async def sweep(self, partition: str, record: Record, now: int, *, dead: frozenset[bytes] = frozenset()) -> Record:
+    async def sweep(
+        self, partition: str, record: Record, now: int, *, filled: frozenset[bytes] = frozenset()
+    ) -> Record:
         """Delete what nobody can reach any more, and let the record forget it; return what it is then.
 
         If the store is away, it stays in the record, and whoever comes next will do it.
+
+        Args:
+            partition: Where.
+            record: The record.
+            now: What is due by then, is deleted.
+            filled: Stages of the caller's own, which it has filled in vain.
         """
         try:
-            record = await self._give_up(partition, record, dead | _dead(record, now))
-            due = {raw: _garbage_decoder.decode(raw) for raw in record.garbage}
-            due = {raw: span for raw, span in due.items() if span[2] <= now}
-            if not due:
-                return record
-            await gather([partial(self._delete, partition, (low, high)) for low, high, _ in due.values()])
-            await self._forget(partition, record, frozenset(due), now)
-            return structs.replace(record, garbage=record.garbage - due.keys())
+            return await self._sweep(partition, record, now, filled)
         except StoreUnavailableError:
             return record
 
-    async def _give_up(self, partition: str, record: Record, dead: frozenset[bytes]) -> Record:
-        """Leave dead stages to the sweep. From here on they can't be published."""
-        if not dead:
+    async def clear(self, partition: str, record: Record, now: int) -> None:
+        """Delete what a deleted session has left; wait for those who may still be reading it.
+
+        Raises:
+            StoreUnavailableError: Some of it may be left.
+        """
+        not_before = [span[2] for span in _spans(record.garbage).values() if span[2] - now <= READERS_GONE_MS]
+        ready = max([now, *not_before])
+        await asyncio.sleep((ready - now) / 1000)
+        await self._sweep(partition, record, ready, frozenset())
+
+    async def _sweep(self, partition: str, record: Record, now: int, filled: frozenset[bytes]) -> Record:
+        record = await self._give_up(partition, record, now, filled)
+        due = {raw: span for raw, span in _spans(record.garbage).items() if span[2] <= now}
+        if not due:
             return record
-        spans = frozenset(garbage(_pending_decoder.decode(raw).span) for raw in dead)
-        change = Change().discard("pd", dead).add("gb", spans)
+        await gather([partial(self._delete, partition, (low, high)) for low, high, _ in due.values()])
+        await self._forget(partition, record, frozenset(due), now)
+        return structs.replace(record, garbage=record.garbage - due.keys())
+
+    async def _give_up(self, partition: str, record: Record, now: int, filled: frozenset[bytes]) -> Record:
+        """Leave dead stages to the sweep. From here on they can't be published.
+
+        One that somebody may still be filling is swept at once, and again when that must be over.
+        """
+        stages = {raw: _pending_decoder.decode(raw) for raw in record.pending | filled}
+        stages = {raw: stage for raw, stage in stages.items() if raw in filled or stage.is_dead(record, now)}
+        if not stages:
+            return record
+        spans = {garbage(stage.span) for stage in stages.values()}
+        for raw, stage in stages.items():
+            if raw not in filled and now < stage.begun + _FILLING_MS:
+                spans.add(garbage(stage.span, stage.begun + _FILLING_MS))
+        dead = frozenset(stages)
+        change = Change().discard("pd", dead).add("gb", frozenset(spans))
         try:
             await self._requests.update(partition, change.expression, change.values, "attribute_exists(p)")
         except Refused:
@@ -228,8 +264,8 @@ class Stages:
             return  # made again, or gone: the next sweep forgets it
 
 
-def _dead(record: Record, now: int) -> frozenset[bytes]:
-    return frozenset(raw for raw in record.pending if _pending_decoder.decode(raw).is_dead(record, now))
+def _spans(garbage: frozenset[bytes]) -> dict[bytes, tuple[bytes, bytes, int]]:
+    return {raw: _garbage_decoder.decode(raw) for raw in garbage}
 
 
 def _batches(ops: list[Op]) -> Iterable[list[Op]]:

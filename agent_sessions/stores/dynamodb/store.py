@@ -64,11 +64,11 @@ from agent_sessions.stores.dynamodb.layout.records import (
 from agent_sessions.stores.dynamodb.leases import Leases
 from agent_sessions.stores.dynamodb.listing import Asked, Listing
 from agent_sessions.stores.dynamodb.memory import Records
-from agent_sessions.stores.dynamodb.reading import Contents, Reader
+from agent_sessions.stores.dynamodb.reading import Contents, Reader, is_of_one_moment
 from agent_sessions.stores.dynamodb.service import table
 from agent_sessions.stores.dynamodb.service.clients import Clients, Endpoint
 from agent_sessions.stores.dynamodb.service.requests import Item, Refused, Requests
-from agent_sessions.stores.dynamodb.staging import Stages
+from agent_sessions.stores.dynamodb.staging import READERS_GONE_MS, Stages
 from agent_sessions.stores.dynamodb.times import Times
 from agent_sessions.stores.dynamodb.writing import Plan, Planner, Update, garbage
 from agent_sessions.stores.lifetime import Status
@@ -83,9 +83,12 @@ MAX_CONNECTIONS = 32
 
 _DELETES_REMEMBERED_MS = 60_000
 
-_READ_UNSEEN_MS = 1_000
+_READ_UNSEEN_MS = READERS_GONE_MS // 2
 """For so long, at most, a turn that has just taken its lease reads without looking again at the record: nobody else
 may change the session, and a deletion leaves the items where they are for twice as long."""
+
+_READ_PATIENCE = 3
+"""So many times as long as others wait to get in between, a reader does: it needs more of a pause."""
 
 _ALL = Wanted()
 
@@ -165,11 +168,12 @@ class DynamoDBStore:
     ) -> Opened:
         """See `Store.open`."""
         place = partition(key)
-        give_up = asyncio.get_running_loop().time() + self._patience_s
+        give_up = asyncio.get_running_loop().time() + _READ_PATIENCE * self._patience_s
         lost_at: tuple[Names, Version, bytes] | None = None
+        current: Record | None = None
         while True:
             begun = self._times.monotonic_ms()
-            record, granted = await self._record(key, lease)
+            record, granted = await self._record(key, lease, current)
             now = self._times.now_ms()
             if lease is not None and not granted:
                 held = None if record.lease is None else record.lease.lease
@@ -183,10 +187,14 @@ class DynamoDBStore:
                 record = await self._records.whole(place, record)
                 contents = await Reader(self._requests, place, record).read(wanted, known)
                 alone = granted and self._times.monotonic_ms() - begun < min(_READ_UNSEEN_MS, lease.ms if lease else 0)
+                current = None
                 if contents.in_place and not alone:
-                    await self._check_unchanged(key, record)
+                    current = read_record(key, await self._requests.get(place))
+                    if not is_of_one_moment(record, current, wanted):
+                        raise Torn
             except Torn:
-                current = read_record(key, await self._requests.get(place))
+                if current is None:
+                    current = read_record(key, await self._requests.get(place))
                 if current.moment == record.moment:
                     if lost_at == record.moment:
                         raise state_lost(key) from None
@@ -198,11 +206,17 @@ class DynamoDBStore:
                 await self._stages.sweep(place, record, now)
             return _opened(record, contents, now, granted, held, known)
 
-    async def _record(self, key: Key, lease: LeaseWanted | None) -> tuple[Record, bool]:
-        """The record as it is now, with the lease if it is wanted and free. Nothing in it is half published."""
+    async def _record(self, key: Key, lease: LeaseWanted | None, current: Record | None) -> tuple[Record, bool]:
+        """The record as it is now, with the lease if it is wanted and free. Nothing in it is half published.
+
+        Args:
+            key: Whose.
+            lease: The lease that is wanted.
+            current: The record, if it was read in this moment.
+        """
         place = partition(key)
         if lease is None:
-            record, granted = read_record(key, await self._requests.get(place)), False
+            record, granted = current or read_record(key, await self._requests.get(place)), False
             self._leases.observe(place, record.lease)
         else:
             record, granted = await self._leases.take(key, lease)
@@ -210,11 +224,6 @@ class DynamoDBStore:
             record = await self._stages.finish(key, place, record)
         self._records.keep(place, record)
         return record, granted
-
-    async def _check_unchanged(self, key: Key, record: Record) -> None:
-        current = read_record(key, await self._requests.get(partition(key)))
-        if (current.names, current.commits.version) != (record.names, record.commits.version):
-            raise Torn
 
     # ------------------------------------------------------------------------------------------------- commit
 
@@ -361,7 +370,13 @@ class DynamoDBStore:
     # ------------------------------------------------------------------------------------------------- lifecycle
 
     async def delete(self, key: Key, write_id: bytes) -> bool:
-        """See `Store.delete`. One write takes the session out of reach; its items are deleted after it."""
+        """See `Store.delete`. One write takes the session out of reach; its items are deleted after it.
+
+        That waits, a second at most, for a turn that has just begun and may be reading them.
+
+        Raises:
+            StoreUnavailableError: The session may have been deleted, and some of its items may be left.
+        """
         place = partition(key)
         give_up = asyncio.get_running_loop().time() + self._patience_s
         self._records.forget(place)
@@ -371,6 +386,8 @@ class DynamoDBStore:
             kept = remembered(record.deletions, now)
             for deletion in kept:
                 if deletion.write_id == write_id:
+                    if record.life is None:
+                        await self._stages.clear(place, record, now)  # whoever was first may have died over it
                     return deletion.existed
             existed = record.is_live(now)
             kept.append(Deletion(write_id, now + _DELETES_REMEMBERED_MS, existed))
@@ -383,7 +400,7 @@ class DynamoDBStore:
                 continue
             if existed:
                 self._leases.observe(place, None)
-            await self._stages.sweep(place, read_record(key, item), now)
+            await self._stages.clear(place, read_record(key, item), now)
             return existed
 
     async def _end(self, place: str, record: Record, deletions: list[Deletion], existed: bool, now: int) -> Item:
@@ -399,9 +416,9 @@ class DynamoDBStore:
             return await self._requests.update(place, change.expression, change.values, condition)
         condition += " AND c = :was"
         change.given(was=binary(record.commits.ids)).end_life()
-        recent = existed and record.lease is not None and now - record.lease.since < 2 * _READ_UNSEEN_MS
-        not_before = record.lease.since + 2 * _READ_UNSEEN_MS if recent and record.lease is not None else 0
-        change.add("gb", frozenset((garbage(record.names.everything, not_before),)))
+        taken = 0 if record.lease is None else min(record.lease.since, now)
+        not_before = taken + READERS_GONE_MS
+        change.add("gb", frozenset((garbage(record.names.everything, not_before if not_before > now else 0),)))
         change.set("x", number(NEVER))  # until all is swept
         if existed:
             change.lease(None)

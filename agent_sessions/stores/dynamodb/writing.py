@@ -145,7 +145,9 @@ class Planner:
         self._revision = self._old.commits.revision + 1
         self._pieces = Pieces(self._names, os.urandom(8))
         self._ops: dict[bytes, Op] = {}
-        self._garbage: set[bytes] = set()
+        self._garbage = set[bytes]()
+        if self._old is NOTHING and found.names.id:
+            self._garbage.add(garbage(found.names.everything))  # of a life that is past its end
         self._heads: dict[Part, LogHead] = {}
 
     async def plan(self, stays_until: int | None) -> Plan:
