@@ -37,13 +37,14 @@ class Listeners:
     """Who wants to hear of it, in this process. What a listener raises is logged, and fails nothing."""
 
     def __init__(self) -> None:
-        self._listeners: list[Listener] = []
+        self._listeners: list[tuple[Listener, str | None]] = []
         self._running: set[asyncio.Future[None]] = set()
 
-    def add(self, listener: Listener) -> Callable[[], None]:
-        """Tell a listener from now on; returns what ends that."""
-        self._listeners.append(listener)
-        return lambda: self._listeners.remove(listener) if listener in self._listeners else None
+    def add(self, listener: Listener, tenant_id: str | None) -> Callable[[], None]:
+        """Tell a listener from now on, of one tenant or of all (None); returns what ends that."""
+        added = (listener, tenant_id)
+        self._listeners.append(added)
+        return lambda: self._listeners.remove(added) if added in self._listeners else None
 
     def tell(
         self,
@@ -58,7 +59,9 @@ class Listeners:
         if not self._listeners:
             return
         event = SessionEvent(type, key.id, key.tenant, user_id, revision, reason)
-        for listener in list(self._listeners):
+        for listener, tenant_id in list(self._listeners):
+            if tenant_id not in (None, key.tenant):
+                continue
             try:
                 answer = listener(event)
                 if inspect.isawaitable(answer):

@@ -10,7 +10,7 @@ import os
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, asynccontextmanager
+from contextlib import AbstractContextManager, asynccontextmanager, suppress
 from typing import Any, Literal, Self, get_args, overload
 
 from .auth import AuthContext, act_as, acting, agreed
@@ -22,6 +22,7 @@ from .errors import (
     SessionBusyError,
     SessionConflictError,
     SessionEndedError,
+    SessionError,
     SessionExpiredError,
     SessionNotFoundError,
 )
@@ -131,9 +132,10 @@ class SessionManager(Lifecycle):
     def listen(self, listener: Listener) -> Callable[[], None]:
         """Tell a function or coroutine function what happens to sessions through this manager, in this process.
 
-        Returns what ends that. `ended` by the clock comes from `expire_idle`.
+        That of one tenant hears of this tenant's sessions, the one of no tenant in particular of all. Returns what ends
+        it. `ended` by the clock comes from `expire_idle`.
         """
-        return self._listeners.add(listener)
+        return self._listeners.add(listener, self._own_tenant)
 
     async def __aenter__(self) -> Self:
         return self
@@ -293,12 +295,10 @@ class SessionManager(Lifecycle):
             turn = self._turn(key, image, belongs_to, "turn", await self._lifetime(), blind=True)
             await turn.append_items(part, items, counter=MESSAGES if messages else None)
             try:
-                await turn.commit(release=True)
+                await self._commit(turn)
             except SessionBusyError:
                 pass  # stand in the queue, below
             else:
-                self._remember(turn)
-                await self._tell_committed(turn)
                 return
         async with self.open(session, user_id=user_id) as opened:
             await opened.namespace(namespace).log(log, messages=messages).append(items)
@@ -448,9 +448,7 @@ class SessionManager(Lifecycle):
                 yield session
             finally:
                 leave_session(token)
-            await turn.commit(release=True)
-            self._remember(turn)
-            await self._tell_committed(turn)
+            await self._commit(turn)
         except BaseException:
             if not turn.is_stored:
                 await uncancelled(self._discard(turn) if leased else turn.discard())
@@ -460,7 +458,21 @@ class SessionManager(Lifecycle):
             self.leases.drop(turn.owner or "")
             session._dismiss()
 
-    async def _tell_committed(self, turn: Turn) -> None:
+    async def _commit(self, turn: Turn) -> None:
+        """Store a turn. What follows on that follows too if this is cancelled when it is on its way."""
+        try:
+            await turn.commit(release=True)
+        except asyncio.CancelledError:
+            if turn.is_stored:
+                with suppress(SessionError):
+                    await self._committed(turn)
+            raise
+        following = self._committed(turn)
+        await (uncancelled(following) if turn.has_given else following)
+
+    async def _committed(self, turn: Turn) -> None:
+        """What follows on a turn that is stored."""
+        self._remember(turn)
         user_id = turn.image.row.belongs_to if turn.image.row is not None else turn.belongs_to
         if turn.has_given:
             await self._unless_erased(turn.key, user_id)

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from .. import codec
-from ..background import finished
+from ..background import uncancelled
 from ..errors import (
     SessionConflictError,
     SessionEndedError,
@@ -88,9 +88,13 @@ class Copying(TenantSessions):
         return whole
 
     async def _bring(self, key: Key, content: Content, revision: int, *, as_new: bool) -> SessionRecord:
+        """Make a session of this, unless its user is being erased. A cancellation waits until that is decided."""
+        return await uncancelled(self._bring_unless_erased(key, content, revision, as_new=as_new))
+
+    async def _bring_unless_erased(self, key: Key, content: Content, revision: int, *, as_new: bool) -> SessionRecord:
         commit = content.commit(await self._lifetime(), commits_before=revision, as_new=as_new)
         try:
-            await finished(lambda: store_commit(self.store, key, commit, self.lease_ms, Traffic()))
+            await store_commit(self.store, key, commit, self.lease_ms, Traffic())
         except (SessionConflictError, SessionEndedError, SessionExpiredError):
             raise SessionExistsError(f"there is a session {key.id!r} already", field="session_id") from None
         await self._unless_erased(key, content.belongs_to)

@@ -13,7 +13,7 @@ from typing import Any
 from msgspec import structs
 
 from .. import codec
-from ..background import finished
+from ..background import uncancelled
 from ..errors import (
     SessionConflictError,
     SessionEndedError,
@@ -31,6 +31,7 @@ from ..turns.commits import Traffic, store_commit
 from .arguments import check_description, check_expires_at, check_metadata, check_ttl
 from .changing import Changing
 from .policies import own_of
+from .users import UserTurn
 
 _FEW = 10
 
@@ -69,6 +70,7 @@ class Making(Changing):
 
         Raises:
             SessionExistsError: There is one of that id.
+            SessionBusyError: A turn that is running is about to make one of that id.
             SessionLimitError: The user has as many sessions as the policy allows.
             SessionConflictError: The user is being erased.
             InvalidError: An argument is wrong; `field` names it.
@@ -85,9 +87,7 @@ class Making(Changing):
             record = await self._make(made)
         else:
             async with self._users.turn(made.user_id, partial(self._check_limit, made.user_id)) as user:
-                record = await self._make_within_limit(made, made.user_id, user.recent)
-                user.remember(record.session_id)
-        await self._unless_erased(key, made.user_id)
+                record = await self._make_within_limit(made, made.user_id, user)
         return record
 
     async def get_or_create(
@@ -110,12 +110,13 @@ class Making(Changing):
             record = await self._touched(user_id, user.recent)  # another may have made it meanwhile
             if record is not None:
                 return record
-            record = await self._make_within_limit(made, user_id, user.recent)
-            user.remember(record.session_id)
-        await self._unless_erased(made.key, user_id)
-        return record
+            return await self._make_within_limit(made, user_id, user)
 
     async def _make(self, made: _Made) -> SessionRecord:
+        """Make a session, unless its user is being erased. A cancellation waits until that is decided."""
+        return await uncancelled(self._make_unless_erased(made))
+
+    async def _make_unless_erased(self, made: _Made) -> SessionRecord:
         commit = Commit(
             id=secrets.token_bytes(8),
             owner=f"create/{made.key.id}",
@@ -127,9 +128,10 @@ class Making(Changing):
             fields=dict(made.fields),
         )
         try:
-            committed = await finished(lambda: store_commit(self.store, made.key, commit, self.lease_ms, Traffic()))
+            committed = await store_commit(self.store, made.key, commit, self.lease_ms, Traffic())
         except (SessionConflictError, SessionEndedError, SessionExpiredError):
-            raise SessionExistsError(f"there is a session {made.key.id!r} already", field="session_id") from None
+            raise _exists(made.key) from None
+        await self._unless_erased(made.key, made.user_id)
         self._listeners.tell("created", made.key, user_id=made.user_id, revision=committed.version.revision)
         if committed.row is None:  # its reply was lost, and it was sent again
             record = await self._read(made.key)
@@ -139,17 +141,21 @@ class Making(Changing):
         row = structs.replace(committed.row, fields=made.fields)
         return record_from(made.key, row, committed.version.revision, committed.row.active_at)
 
-    async def _make_within_limit(self, made: _Made, user_id: str, recent: Iterable[str]) -> SessionRecord:
+    async def _make_within_limit(self, made: _Made, user_id: str, user: UserTurn) -> SessionRecord:
         """Make a session, under the lease of its user."""
         policy = await self.policies.of(self.tenant_id)
         if policy.max_sessions_per_user is not None:
-            live = await self._live_and_recent(user_id, recent)
-            while len(live) >= policy.max_sessions_per_user:
+            live = await self._live_and_recent(user_id, user.recent)
+            number = len(live)
+            if number >= policy.max_sessions_per_user:
                 if policy.on_limit == "reject":
-                    raise _too_many(user_id, len(live), policy.max_sessions_per_user)
-                oldest = min(live, key=lambda record: (record.last_active_at, record.session_id))
-                await self._end_if_there(oldest.session_id, "replaced")
-                live.remove(oldest)
+                    raise _too_many(user_id, number, policy.max_sessions_per_user)
+                if await self._read(made.key) is not None:  # before anything is ended for it
+                    raise _exists(made.key)
+                live.sort(key=lambda record: (record.last_active_at, record.session_id))
+                for oldest in live[: number - policy.max_sessions_per_user + 1]:
+                    await self._end_if_there(oldest.session_id, "replaced")
+        user.remember(made.key.id)  # at first: this may be cancelled when it is made
         return await self._make(made)
 
     async def _check_limit(self, user_id: str) -> None:
@@ -165,7 +171,7 @@ class Making(Changing):
         live = await self._live(user_id)
         for session_id in recent:
             record = None if session_id in live else await self._read(self._session_key(session_id))
-            if record is not None and record.status != "ended":
+            if record is not None and record.user_id == user_id and record.status != "ended":
                 live[session_id] = record
         return [*live.values()]
 
@@ -188,7 +194,7 @@ class Making(Changing):
             records = [record_found(scope, found, page.now) for found in page.found]
             for session_id in unseen - {record.session_id for record in records}:
                 record = await self._read(scope._replace(id=session_id))
-                if record is not None and record.status == "active":
+                if record is not None and record.user_id == user_id and record.status == "active":
                     records.append(record)
             unseen = set()
             for record in sorted(records, key=lambda record: (record.last_active_at, record.session_id), reverse=True):
@@ -207,6 +213,10 @@ class _Made:
     own: Own
     expires_at: int | None
     fields: dict[str, bytes]
+
+
+def _exists(key: Key) -> SessionExistsError:
+    return SessionExistsError(f"there is a session {key.id!r} already", field="session_id")
 
 
 def _too_many(user_id: str, number: int, allowed: int) -> SessionLimitError:

@@ -7,6 +7,7 @@ index of a backend may show those later.
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
@@ -16,11 +17,13 @@ from typing import TypeVar
 
 from .. import codec
 from ..background import finished, uncancelled
-from ..errors import SessionBusyError
+from ..errors import SessionBusyError, SessionError
 from ..stores.base import Commit, Key, LeaseWanted, Opened, Store, Wanted
 from ..stores.lifetime import Lifetime
-from ..turns.commits import Traffic, store_commit
+from ..turns.commits import Traffic, repeated, store_commit
 from ..turns.leases import LeaseKeeper, new_owner
+
+logger = logging.getLogger("agent_sessions")
 
 T = TypeVar("T")
 
@@ -83,19 +86,27 @@ class UserKeys:
             self._leases.hold(key, owner)
         try:
             yield user
-            if user.changed:
-                commit = Commit(
-                    id=token_bytes(8),
-                    owner=owner,
-                    expected=None,
-                    lifetime=Lifetime(ttl_ms=RECENT_MS),
-                    fields={_RECENT: user.encoded()},
-                )
-                await finished(lambda: store_commit(self._store, key, commit, self._lease_ms, Traffic()))
         finally:
             if self._leases is not None:
                 self._leases.drop(owner)
-            await uncancelled(self._store.release(key, owner))
+            await uncancelled(self._leave(key, owner, user))
+
+    async def _leave(self, key: Key, owner: str, user: UserTurn | None = None) -> None:
+        """End a turn on a user's key. What was made in it is made: that this fails is logged, not raised."""
+        try:
+            if user is None or not user.changed:
+                await self._store.release(key, owner)
+                return
+            commit = Commit(
+                id=token_bytes(8),
+                owner=owner,
+                expected=None,
+                lifetime=Lifetime(ttl_ms=RECENT_MS),
+                fields={_RECENT: user.encoded()},
+            )
+            await store_commit(self._store, key, commit, self._lease_ms, Traffic())
+        except SessionError as error:
+            logger.warning("the lease on a user could not be given up (%s); it will run out", error.code)
 
     async def forget(self, user_id: str) -> None:
         """Remove what is known of a user here, but for the mark."""
@@ -110,8 +121,10 @@ class UserKeys:
         await finished(lambda: store_commit(self._store, key, commit, self._lease_ms, Traffic()))
 
     async def is_erased(self, user_id: str) -> bool:
-        """Whether the user is being erased, or was a moment ago."""
-        return (await self._store.open(self._key("erased", user_id), wanted=Wanted(values=False))).row is not None
+        """Whether the user is being erased, or was a moment ago. It is asked again while the store is silent."""
+        key = self._key("erased", user_id)
+        opened = await repeated(lambda: self._store.open(key, wanted=Wanted(values=False)), self._lease_ms)
+        return opened.row is not None
 
     def _key(self, what: str, user_id: str) -> Key:
         name = blake2b(user_id.encode(), digest_size=16, person=b"user").hexdigest()
@@ -121,10 +134,10 @@ class UserKeys:
         try:
             opened = await self._queue(key, owner, instead)
         except BaseException:
-            await uncancelled(self._store.release(key, owner))
+            await uncancelled(self._leave(key, owner))
             raise
         if not isinstance(opened, Opened):
-            await uncancelled(self._store.release(key, owner))
+            await uncancelled(self._leave(key, owner))
         return opened
 
     async def _queue(self, key: Key, owner: str, instead: Callable[[], Awaitable[T | None]]) -> Opened | T:

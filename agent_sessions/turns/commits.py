@@ -51,7 +51,7 @@ async def store_commit(store: Store, key: Key, commit: Commit, lease_ms: int, tr
         return await store.commit(key, commit)
 
     try:
-        return await _repeated(attempt, lease_ms)
+        return await repeated(attempt, lease_ms)
     except CommitUnknownError as error:
         raise CommitUnknownError(error.message, commit_id=commit_name(commit)) from error
     except StoreUnavailableError as error:
@@ -62,16 +62,16 @@ async def store_commit(store: Store, key: Key, commit: Commit, lease_ms: int, tr
 
 async def store_amend(store: Store, key: Key, amend: Amend, lease_ms: int) -> Amended:
     """Amend, and repeat under the same id for as long as the store is silent, up to the length of a lease."""
-    return await _repeated(lambda: store.amend(key, amend), lease_ms)
+    return await repeated(lambda: store.amend(key, amend), lease_ms)
 
 
 async def store_delete(store: Store, key: Key, lease_ms: int) -> bool:
     """Delete, and repeat under the same id for as long as the store is silent, up to the length of a lease."""
     write_id = secrets.token_bytes(8)
-    return await _repeated(lambda: store.delete(key, write_id), lease_ms)
+    return await repeated(lambda: store.delete(key, write_id), lease_ms)
 
 
-async def _repeated(attempt: Callable[[], Awaitable[T]], lease_ms: int) -> T:
+async def repeated(attempt: Callable[[], Awaitable[T]], lease_ms: int) -> T:
     """Repeat while the store is silent. The error at the end says whether any attempt may have been carried out."""
     give_up = time.monotonic() + lease_ms / 1000
     pause, maybe_done = _FIRST_RETRY_S, False

@@ -22,7 +22,7 @@ from ..errors import (
     StateLostError,
     TurnClosedError,
 )
-from ..stores.base import ABSENT, Commit, EntryRange, Key, Opened, Part, Store
+from ..stores.base import Commit, EntryRange, Key, Opened, Part, Store
 from ..stores.lifetime import Lifetime
 from .commits import Traffic, check_size, store_commit
 from .drafts import Drafts, confirmed
@@ -327,7 +327,7 @@ class Turn:
             self._failure = error if self._blind else _lost_lease_is_conflict(error, self.key)
             raise self._failure from error
         with self._lock:
-            was_made = committed.previous == ABSENT and not committed.repeated if self._blind else not folded.row
+            was_made = committed.version.revision == 1
             self.has_made = self.has_made or was_made
             if commit.belongs_to is not None and (was_made or folded.row is None or folded.row.belongs_to is None):
                 self.has_given = True
