@@ -9,7 +9,7 @@ from typing import Literal
 import pytest
 
 from agent_sessions.errors import SessionConflictError, StoreUnavailableError
-from agent_sessions.stores.base import Commit, Key, Store
+from agent_sessions.stores.base import AMENDMENTS_REMEMBERED, Amend, Commit, Key, Store
 from agent_sessions.testing.conformance.harness import Harness, append, change, new_id, read_log, take, version_of
 
 Fault = Literal["request", "reply"]
@@ -62,6 +62,21 @@ class LostReplies(Harness):
             await store.commit(key, commit)
 
     @pytest.mark.parametrize("fault", ["request", "reply"])
+    async def test_an_amendment_is_stored_once_however_often_it_is_sent(
+        self, store: Store, key: Key, fault: Fault
+    ) -> None:
+        await store.commit(key, change(fields={"f": b"old"}))
+        amend = Amend(id=new_id(), fields={"f": b"new"}, counters={"n": 1})
+        async with self.losing(fault) as losing:
+            with pytest.raises(StoreUnavailableError):
+                await losing.amend(key, amend)
+        assert await self._known(store, key) == (({"f": b"new"}, {"n": 1}) if fault == "reply" else ({"f": b"old"}, {}))
+        for others in range(AMENDMENTS_REMEMBERED):
+            assert (await store.amend(key, amend)).changed == (fault == "request" and not others)
+            assert await self._known(store, key) == ({"f": b"new"}, {"n": 1 + others})
+            await store.amend(key, Amend(id=new_id(), counters={"n": 1}))
+
+    @pytest.mark.parametrize("fault", ["request", "reply"])
     async def test_a_lease_can_be_taken_again_after_a_lost_reply(self, store: Store, key: Key, fault: Fault) -> None:
         await store.commit(key, change())
         async with self.losing(fault) as losing:
@@ -84,3 +99,8 @@ class LostReplies(Harness):
         async with self.losing(fault) as losing:
             with pytest.raises(StoreUnavailableError):
                 await losing.commit(key, commit)
+
+    async def _known(self, store: Store, key: Key) -> tuple[dict[str, bytes] | None, dict[str, int]]:
+        row = (await store.open(key)).row
+        assert row is not None
+        return row.fields, row.counters
