@@ -479,7 +479,7 @@ async def test_a_late_change_of_a_place_does_not_undo_a_later_one(cluster: Redis
     started, now = made.row.started_at, clock.now_ms()
     await store.commit(KEY, change(expected=made.version, ttl_ms=2000_000))
     names = KeyNames(b"ak:sessions:", KEY)
-    keys, life = [names.index, names.orders], cluster.command("HGET", MAIN, "l")
+    keys, life = [names.index, names.orders], b"".join(cluster.command("HMGET", MAIN, "l", "p"))
     for what, writes in (("M", 1), ("S", 1), ("L", 1)):
         late = Change(what.encode(), names.member, Order(started, writes), life)  # type: ignore[arg-type]
         cluster.owner(INDEX).raw("EVAL", INDEX_SCRIPT.text, 2, *keys, pack_now(now + 5000), *late.packed())

@@ -10,13 +10,13 @@ from typing import Any
 import pytest
 
 from agent_sessions.errors import SessionEndedError, SessionExpiredError
-from agent_sessions.stores.base import ABSENT, Amend, Key, Page, Store
+from agent_sessions.stores.base import ABSENT, Amend, Key, LogChange, Page, Store
 from agent_sessions.stores.lifetime import Course, Lifetime, Status
 from agent_sessions.stores.redis import RedisStore
 from agent_sessions.testing import FakeClock
 from tests.lifecycle import raw
 
-from .redis_turns import KEY, MEMBERS, change, everything, lease, score
+from .redis_turns import KEY, LOG, MEMBERS, change, everything, lease, score
 
 SHORT = Lifetime(idle_ms=400, end_ms=400, ttl_ms=60_000, retention_ms=400)
 HALF_HOUR = Lifetime(idle_ms=1_800_000, end_ms=86_400_000, ttl_ms=604_800_000, retention_ms=604_800_000)
@@ -90,6 +90,19 @@ async def test_all_keys_go_natively_when_the_session_does(store: RedisStore, ser
     parts = ["", ":v", ":lopenai/items", ":clanggraph/checkpoints", ":zlanggraph/checkpoints"]
     ends = {servers["backend"].command("PEXPIRETIME", f"ak:sessions:s{{default/s-1}}{part}") for part in parts}
     assert all(abs(int(end) - gone_at) <= 1 for end in ends)
+
+
+@pytest.mark.parametrize("servers", ["one server"], indirect=True)
+async def test_a_young_session_is_kept_compact(store: RedisStore, servers: dict[str, Any]) -> None:
+    own = dict.fromkeys(Lifetime._fields, 60000)
+    await store.commit(KEY, change(lifetime=HALF_HOUR, own=own, expires_at=2**47, counters={"messages": 2}))
+    for _ in range(4):
+        await store.commit(KEY, change(logs={LOG: LogChange(append=[b"hi"])}))
+        await store.amend(KEY, Amend(id=os.urandom(8), activity=True))
+    row = (await store.open(KEY)).row
+    assert row is not None
+    assert (row.own, row.expires_at) == (own, 2**47)
+    assert servers["backend"].command("OBJECT", "ENCODING", "ak:sessions:s{default/s-1}") == b"listpack"
 
 
 async def test_what_is_deleted_leaves_no_name_behind(store: RedisStore, servers: dict[str, Any]) -> None:

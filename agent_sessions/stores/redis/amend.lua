@@ -69,7 +69,7 @@ life.writes = life.writes + 1
 m.life, m.counters = pack_life(life), add_counters(m.counters, counters)
 if changes_record or has(IS_END) then m.tag = id end
 
-call('HSET', K, 'l', m.life, 'm', m.counters, 't', m.tag, 'd', string.sub(done .. id, -8 * REMEMBERED))
+call('HSET', K, 'm', m.counters, 't', m.tag, 'd', string.sub(done .. id, -8 * REMEMBERED), life_fields(m.life))
 local last_put = 1 + 2 * n_put
 for i = 2, last_put, SLICE do call('HSET', K, unpack(ARGV, i, math.min(i + SLICE - 1, last_put))) end
 for i = last_put + 1, #ARGV, SLICE do call('HDEL', K, unpack(ARGV, i, math.min(i + SLICE - 1, #ARGV))) end

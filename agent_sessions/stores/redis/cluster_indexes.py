@@ -218,7 +218,7 @@ class ClusterIndexes(Indexes):
             return _Fix(user_id(listing.belongs_to), Change(b"F", id, seen=place.order))
         if not listing.is_of_its_user(found.row):
             return _Fix(user_id(listing.belongs_to), Change(b"W", id))
-        stamp = Stamp.of(raw[b"l"], raw.get(b"b", b""))
+        stamp = Stamp.of(life.of(raw), raw.get(b"b", b""))
         return _Fix(stamp.belongs_to, Change.by(stamp, b"C", id, place.order))
 
     def _not_run_out(self, listing: Listing, place: Place, found: Found | None, raw: dict[bytes, bytes]) -> object:

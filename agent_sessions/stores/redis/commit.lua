@@ -164,7 +164,7 @@ if m.found and not m.exists then
 end
 
 local packed_life, counted = pack_life(life), add_counters(m.exists and m.counters or '', counters)
-local set = {'v', rev, 'i', id, 'c', ring_put(ring, rev, id), 'l', packed_life, 't', tag, 'f', FORMAT}
+local set = {'v', rev, 'i', id, 'c', ring_put(ring, rev, id), 't', tag, 'f', FORMAT, life_fields(packed_life)}
 local function add(name, value)
   set[#set + 1] = name
   set[#set + 1] = value

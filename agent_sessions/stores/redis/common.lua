@@ -13,7 +13,7 @@
 --
 --   v  revision (absent: no session, at most a lease)    i  id of the last commit
 --   c  ring of the last 64 commit ids, 8 bytes each; that of revision n stands at n % 64
---   l  its life, as in life.lua      b  belongs to: `=` and the user (absent: nobody)
+--   l p  its life, as in life.lua    b  belongs to: `=` and the user (absent: nobody)
 --   t  tag of the record    f  format    k  registry    .<name>  a record field
 --   m  counters: a 2-byte length, the name and an 8-byte float each    d  ids of the last 16 amendments, 8 bytes each
 --   n  tenant and id, each after its 2-byte length, where the key's name has but their hash
@@ -61,15 +61,15 @@ end
 -- The ring is as long as all the rest together, so it comes only if asked for.
 local function main(now, with_ring)
   local m = with_ring
-    and call('HMGET', K, 'v', 'i', 'l', 'm', 'b', 't', 'f', 'lo', 'lx', 'ls', 'w', 'k', 'c')
-    or call('HMGET', K, 'v', 'i', 'l', 'm', 'b', 't', 'f', 'lo', 'lx', 'ls', 'w', 'k')
+    and call('HMGET', K, 'v', 'i', 'l', 'm', 'b', 't', 'f', 'lo', 'lx', 'ls', 'w', 'k', 'p', 'c')
+    or call('HMGET', K, 'v', 'i', 'l', 'm', 'b', 't', 'f', 'lo', 'lx', 'ls', 'w', 'k', 'p')
   local gone, till = m[3] and time_of(struct.unpack('>I6', m[3])), tonumber(m[9] or nil)
   return {
     found = m[1] and true, exists = m[1] and gone > now or false,
-    rev = tonumber(m[1] or 0), id = m[2] or '', life = m[3] or '', gone = gone, counters = m[4] or '',
+    rev = tonumber(m[1] or 0), id = m[2] or '', life = m[3] and m[3] .. m[13] or '', gone = gone, counters = m[4] or '',
     belongs = m[5], tag = m[6] or '', format = tonumber(m[7] or 0),
     owner = m[8], till = till, since = tonumber(m[10] or nil), live = till and till > now or false,
-    queue = m[11], registry = m[12] or '', ring = m[13] or '',
+    queue = m[11], registry = m[12] or '', ring = m[14] or '',
   }
 end
 

@@ -39,7 +39,7 @@ if m.exists then
   held = #queue > 0 and hand_over(now, queue)
 elseif m.found then
   -- Remains of one past its time; the lease beside them is somebody's running turn.
-  call('HDEL', K, 'v', 'i', 'c', 'l', 'm', 'd', 'b', 't', 'f', 'k', 'n')
+  call('HDEL', K, 'v', 'i', 'c', 'l', 'p', 'm', 'd', 'b', 't', 'f', 'k', 'n')
   for _, name in ipairs(call('HKEYS', K)) do
     if string.byte(name) == 46 then call('HDEL', K, name) end
   end

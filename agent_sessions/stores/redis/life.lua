@@ -3,9 +3,10 @@
 -- When it is idle, has ended, and is gone: word for word what `stores/lifetime.py` and `stores/life.py` say, which is
 -- what the stores in Python do. What is None there is INFINITY here.
 --
--- It is stored in 13 numbers of 6 bytes: gone at, idle at, ends at; started at, active at, ended at, expires at; its
--- lifetime, of five; and how many times the place of the session changed. Then a byte tells which of the lifetime are
--- the session's own, and these follow, 6 bytes each.
+-- It is packed in 13 numbers of 6 bytes: gone at, idle at, ends at; started at, active at, ended at, expires at; how
+-- many times the place of the session changed; and its lifetime, of five. Then a byte tells which of the lifetime are
+-- the session's own, and these follow, 6 bytes each. What changes with every commit, and what seldom does, are fields of
+-- their own: none is longer than the 64 bytes that Redis keeps compact.
 
 local LIFETIME = {'idle', 'end', 'absolute', 'ttl', 'retention'}
 
@@ -34,7 +35,7 @@ local function unpack_lifetime(packed)
 end
 
 local function unpack_life(packed)
-  local gone, idle, ends, started, active, ended, expires, idle_ms, end_ms, absolute_ms, ttl_ms, retention_ms, writes,
+  local gone, idle, ends, started, active, ended, expires, writes, idle_ms, end_ms, absolute_ms, ttl_ms, retention_ms,
     at = struct.unpack('>I6I6I6I6I6I6I6I6I6I6I6I6I6', packed)
   return {
     gone = time_of(gone), idle = time_of(idle), ends = time_of(ends), started = started, active = active,
@@ -53,8 +54,13 @@ local function pack_life(l)
     end
   end
   return struct.pack('>I6I6I6I6I6I6I6I6I6I6I6I6I6B', stored(l.gone), stored(l.idle), stored(l.ends), stored(l.started),
-    stored(l.active), stored(l.ended), stored(l.expires), stored(t.idle), stored(t['end']), stored(t.absolute),
-    stored(t.ttl), stored(t.retention), l.writes, which) .. own
+    stored(l.active), stored(l.ended), stored(l.expires), l.writes, stored(t.idle), stored(t['end']), stored(t.absolute),
+    stored(t.ttl), stored(t.retention), which) .. own
+end
+
+-- Fields of the main hash that keep a life.
+local function life_fields(packed)
+  return 'l', string.sub(packed, 1, 48), 'p', string.sub(packed, 49)
 end
 
 local function status_of(l, now)

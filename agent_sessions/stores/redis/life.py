@@ -19,7 +19,7 @@ NEVER = 2**48 - 1
 _NEVER = NEVER.to_bytes(6)
 _NOTHING_OWN = b"\0"
 _GONE, _IDLE, _ENDS, _STARTED, _ACTIVE, _ENDED, _EXPIRES = (slice(at, at + 6) for at in range(0, 42, 6))
-_LIFETIME, _WRITES, _OWN = slice(42, 72), slice(72, 78), slice(78, None)
+_WRITES, _LIFETIME, _OWN = slice(42, 48), slice(48, 78), slice(78, None)
 
 
 class Life(Struct, frozen=True):
@@ -36,7 +36,7 @@ class Life(Struct, frozen=True):
         """As it is stored."""
         idle_at, ends_at, gone_at = self.stamps
         times = b"".join(map(pack_time, (gone_at, idle_at, ends_at, *self.course)))
-        return times + pack_lifetime(self.lifetime) + self.writes.to_bytes(6) + pack_own(self.own)
+        return times + self.writes.to_bytes(6) + pack_lifetime(self.lifetime) + pack_own(self.own)
 
 
 def unpack(raw: bytes) -> Life:
@@ -48,6 +48,11 @@ def unpack(raw: bytes) -> Life:
         int.from_bytes(raw[_WRITES]),
         _unpack_own(raw[_OWN]),
     )
+
+
+def of(raw: Mapping[bytes, bytes]) -> bytes:
+    """The life that a main hash keeps."""
+    return raw[b"l"] + raw[b"p"]
 
 
 def gone_by(raw: bytes, now: int) -> bool:

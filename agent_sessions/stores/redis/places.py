@@ -38,7 +38,7 @@ class Place(NamedTuple):
     """On a cluster: the packed order of its last change, if there is one."""
 
 
-STAMP_FIELDS = (b"v", b"l", b"b")
+STAMP_FIELDS = (b"v", b"l", b"p", b"b")
 """What to read of a main hash for a stamp."""
 
 
@@ -58,10 +58,10 @@ class Stamp(NamedTuple):
     @classmethod
     def read(cls, fields: list[bytes | None], now: int) -> Self | None:
         """By `STAMP_FIELDS`, as HMGET answers; None if the session is gone."""
-        revision, packed, belongs_to = fields
-        if revision is None or packed is None or life.gone_by(packed, now):
+        revision, times, lasts, belongs_to = fields
+        if revision is None or times is None or lasts is None or life.gone_by(times, now):
             return None
-        return cls.of(packed, belongs_to or b"")
+        return cls.of(times + lasts, belongs_to or b"")
 
 
 class Change(NamedTuple):
@@ -126,7 +126,7 @@ def found_by(key: Key, raw: dict[bytes, bytes], now: int) -> Found | None:
     if int(raw[b"f"]) > FORMAT:
         raise too_new(key, int(raw[b"f"]))
     fields = {decode(name[1:]): value for name, value in raw.items() if name.startswith(b".")}
-    row = life.row(raw[b"l"], raw.get(b"m", b""), raw.get(b"b", b""), raw[b"t"], fields)
+    row = life.row(life.of(raw), raw.get(b"m", b""), raw.get(b"b", b""), raw[b"t"], fields)
     return Found(key.id, row, int(raw[b"v"]))
 
 

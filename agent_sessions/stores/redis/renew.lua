@@ -28,7 +28,7 @@ if not moves then
   return {1}
 end
 life.writes = life.writes + 1
-call('HSET', K, 'l', pack_life(life))
+call('HSET', K, life_fields(pack_life(life)))
 for i = 2, first_part - 1 do
   put(KEYS[i], member, life, now)
   go_with_last(KEYS[i], now, life.gone, 0)
