@@ -6,11 +6,13 @@ import os
 import threading
 import time
 from collections import OrderedDict
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from langgraph.checkpoint.serde.base import SerializerProtocol
 
 from agent_sessions.stores.base import Key
+from agent_sessions.sweeping import MOST_SECONDS, SWEEP_SECONDS, sweep_regularly
 
 from .prints import Prints, Templates, are_prints_of, prints_of
 
@@ -19,8 +21,6 @@ Pair = tuple[str, bytes]
 
 CACHE_BYTES = 64 * 2**20
 """How much of the process's memory chunks may take."""
-CACHE_SECONDS = 300.0
-"""A chunk not used for so long is dropped: what is erased elsewhere does not stay here."""
 _MOST_LATEST = 4096
 
 
@@ -120,53 +120,79 @@ _ChunkKey = tuple[int, Key, bytes]
 
 
 class ChunkCache:
-    """Chunks that were seen of late, and the latest lists. Thread-safe.
+    """Chunks that were used of late, and the latest lists. Thread-safe.
 
     A chunk never changes, so it is never stale; that it is part of a list, the stored list says.
     """
 
-    def __init__(self) -> None:
-        self.lock = threading.Lock()
+    def __init__(self, *, clock: Callable[[], float] = time.monotonic) -> None:
+        self._lock = threading.Lock()
+        self._clock = clock
         self._chunks: OrderedDict[_ChunkKey, tuple[Chunk, SerializerProtocol, int, float]] = OrderedDict()
-        self._latest: OrderedDict[ListName, Segments] = OrderedDict()
+        self._latest: OrderedDict[ListName, tuple[Segments, float]] = OrderedDict()
         self._bytes = 0
+
+    def __len__(self) -> int:
+        return len(self._chunks) + len(self._latest)
 
     def get(self, key: _ChunkKey) -> Chunk | None:
         """A chunk, as the most recently used."""
-        with self.lock:
+        with self._lock:
             found = self._chunks.get(key)
             if found is None:
                 return None
-            self._chunks[key] = (*found[:3], time.monotonic())
+            self._chunks[key] = (*found[:3], self._clock())
             self._chunks.move_to_end(key)
             return found[0]
 
     def put(self, key: _ChunkKey, chunk: Chunk, serde: SerializerProtocol) -> None:
         """Keep a chunk, and with it the serializer, whose address is part of the key."""
-        with self.lock:
+        with self._lock:
             self._drop(key)
             size = 6 * chunk.size + 2048  # encoded, prints, and objects
-            self._chunks[key] = (chunk, serde, size, time.monotonic())
+            self._chunks[key] = (chunk, serde, size, self._clock())
             self._bytes += size
-            oldest_allowed = time.monotonic() - CACHE_SECONDS
-            while self._chunks:
-                oldest, (_, _, _, used) = next(iter(self._chunks.items()))
-                if self._bytes <= CACHE_BYTES and used >= oldest_allowed:
-                    return
-                self._drop(oldest)
+            self._shrink()
+        sweep_regularly(self)
 
     def latest(self, place: ListName) -> Segments:
         """The version of a list that was noted last."""
-        with self.lock:
-            return self._latest.get(place, ())
+        with self._lock:
+            found = self._latest.get(place)
+            return () if found is None else found[0]
 
     def note_latest(self, place: ListName, segments: Segments) -> None:
         """Note a version of a list."""
-        with self.lock:
-            self._latest[place] = segments
+        with self._lock:
+            self._latest[place] = segments, self._clock()
             self._latest.move_to_end(place)
-            if len(self._latest) > _MOST_LATEST:
-                self._latest.popitem(last=False)
+            self._shrink()
+        sweep_regularly(self)
+
+    def sweep(self) -> None:
+        """Drop what would be too old before the next sweep."""
+        with self._lock:
+            self._shrink(SWEEP_SECONDS)
+
+    def clear(self) -> None:
+        """Forget everything."""
+        with self._lock:
+            self._chunks.clear()
+            self._latest.clear()
+            self._bytes = 0
+
+    def _shrink(self, ahead: float = 0.0) -> None:
+        oldest_allowed = self._clock() + ahead - MOST_SECONDS
+        while self._chunks:
+            key, (_, _, _, used) = next(iter(self._chunks.items()))
+            if self._bytes <= CACHE_BYTES and used > oldest_allowed:
+                break
+            self._drop(key)
+        while self._latest:
+            place, (_, noted) = next(iter(self._latest.items()))
+            if len(self._latest) <= _MOST_LATEST and noted > oldest_allowed:
+                break
+            del self._latest[place]
 
     def _drop(self, key: _ChunkKey) -> None:
         found = self._chunks.pop(key, None)
@@ -178,7 +204,8 @@ cache = ChunkCache()
 
 
 def _after_fork() -> None:
-    cache.lock = threading.Lock()  # whoever held it is not in this process
+    cache._lock = threading.Lock()  # whoever held it is not in this process
+    cache.clear()
 
 
 os.register_at_fork(after_in_child=_after_fork)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 import threading
 import time
@@ -10,19 +9,11 @@ from collections import OrderedDict
 from collections.abc import Callable
 from weakref import WeakSet
 
-from .. import background
 from ..stores.base import Key
+from ..sweeping import MOST_SECONDS, SWEEP_SECONDS, sweep_regularly
 from .image import NOTHING, Image
 
-MOST_SECONDS = 300.0
-"""An image that was not checked for so long is not kept: what is erased elsewhere does not stay here."""
-
-SWEEP_SECONDS = 30.0
-"""How often that is looked after, while anything is cached."""
-
 _caches: WeakSet[ImageCache] = WeakSet()
-_lock = threading.Lock()
-_sweeping = False
 
 
 class ImageCache:
@@ -37,8 +28,7 @@ class ImageCache:
         self._clock = clock
         self._images: OrderedDict[Key, tuple[Image, int, float]] = OrderedDict()
         self._bytes = 0
-        with _lock:
-            _caches.add(self)
+        _caches.add(self)
 
     def __len__(self) -> int:
         return len(self._images)
@@ -60,7 +50,7 @@ class ImageCache:
             self._images[key] = (image, size, self._clock())
             self._bytes += size
             self._shrink()
-        _start_sweeping()
+        sweep_regularly(self)
 
     def drop(self, key: Key) -> None:
         """Forget a key."""
@@ -86,33 +76,7 @@ class ImageCache:
             self._bytes -= entry[1]
 
 
-def _start_sweeping() -> None:
-    global _sweeping
-    with _lock:
-        start, _sweeping = not _sweeping, True
-    if start:
-        background.spawn(_sweep)
-
-
-async def _sweep() -> None:
-    """Sweep all caches of the process for as long as there is anything in them."""
-    while _sweep_once():  # noqa: ASYNC110 - what it waits for is time
-        await asyncio.sleep(SWEEP_SECONDS)
-
-
-def _sweep_once() -> bool:
-    global _sweeping
-    with _lock:
-        caches = list(_caches)
-        for cache in caches:
-            cache.sweep()
-        _sweeping = any(map(len, caches))
-        return _sweeping
-
-
 def _after_fork() -> None:
-    global _lock, _sweeping
-    _lock, _sweeping = threading.Lock(), False
     for cache in list(_caches):  # whoever held a lock is not in this process
         cache._lock = threading.Lock()
         cache._images = OrderedDict()

@@ -32,7 +32,7 @@ async def test_a_chat_of_two_thousand_messages_costs_the_same_a_turn_as_a_short_
 
     assert sum(last) < 1.2 * sum(first)
     assert sorted(last)[16] <= sorted(first)[16] + 2
-    chunks.cache._chunks.clear()
+    chunks.cache.clear()
     elsewhere = dynamodb.store()
     found = await SessionSaver(SessionManager(elsewhere), thread="chat").aget_tuple(on())
     assert found is not None

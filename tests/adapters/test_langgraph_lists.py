@@ -17,6 +17,7 @@ from langgraph.checkpoint.serde.jsonplus import JsonPlusSerializer
 
 from agent_sessions import MemoryStore, Runner, SessionManager
 from agent_sessions.stores.base import Commit, Committed, Key
+from agent_sessions.sweeping import MOST_SECONDS
 from agent_sessions_langgraph import SessionSaver, chunks, lists
 from agent_sessions_langgraph.prints import are_prints_of, prints_of
 from agent_sessions_langgraph.serde import StrictSerializer
@@ -27,9 +28,7 @@ from .graphs import chat, on, said, texts
 
 def forget() -> None:
     """As if this were another process."""
-    chunks.cache._chunks.clear()
-    chunks.cache._latest.clear()
-    chunks.cache._bytes = 0
+    chunks.cache.clear()
 
 
 class Writes(Counting):
@@ -386,6 +385,25 @@ async def test_who_has_read_a_list_reads_what_is_new(monkeypatch: pytest.MonkeyP
     assert len(texts(found.checkpoint["channel_values"])) == 42
     read = [key for asked in counting.opens for _, key in asked["wanted"].entries]
     assert len([key for key in read if key.startswith("m/")]) == 1
+
+
+def test_a_chunk_that_is_not_used_leaves_the_memory_of_a_process_that_rests() -> None:
+    now = 0.0
+    cache = chunks.ChunkCache(clock=lambda: now)
+    place, serde = chunks.ListName(Key("default", "session", "s"), "", "messages"), StrictSerializer()
+    for name in (b"used", b"left"):
+        cache.put((0, place.session, name), chunks.Chunk(name, ("msgpack", b"\x90")), serde)
+    cache.note_latest(place, ())
+    now = 200.0
+    assert cache.get((0, place.session, b"used")) is not None
+    cache.sweep()  # which a timer does every 30 s
+    assert len(cache) == 3
+    now = MOST_SECONDS
+    cache.sweep()
+    assert len(cache) == 1
+    now = 200 + MOST_SECONDS
+    cache.sweep()
+    assert len(cache) == 0
 
 
 async def test_a_list_trimmed_at_its_beginning_is_not_written_again() -> None:
