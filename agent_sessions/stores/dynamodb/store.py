@@ -138,7 +138,7 @@ class DynamoDBStore:
         self._times = Times(clock)
         self._leases = Leases(self._requests, self._times)
         self._stages = Stages(self._requests)
-        self._listing = Listing(self._requests, self._found)
+        self._listing = Listing(self._requests, self._stages, self._found)
         self._records = Records(self._requests)
         self._amendments = Amendments(self._requests, self._times, self._stages, self._records, patience_s)
         self._patience_s = patience_s
@@ -174,6 +174,7 @@ class DynamoDBStore:
         while True:
             begun = self._times.monotonic_ms()
             record, granted = await self._record(key, lease, current)
+            current = None
             now = self._times.now_ms()
             if lease is not None and not granted:
                 held = None if record.lease is None else record.lease.lease
@@ -187,7 +188,6 @@ class DynamoDBStore:
                 record = await self._records.whole(place, record)
                 contents = await Reader(self._requests, place, record).read(wanted, known)
                 alone = granted and self._times.monotonic_ms() - begun < min(_READ_UNSEEN_MS, lease.ms if lease else 0)
-                current = None
                 if contents.in_place and not alone:
                     current = read_record(key, await self._requests.get(place))
                     if not is_of_one_moment(record, current, wanted):
