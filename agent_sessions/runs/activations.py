@@ -90,7 +90,8 @@ class Activations:
     """Keeps the activations of a manager's sessions, beside them: writing one never touches its session.
 
     A running activation holds the lease of its own record, renewed while its process lives. One that says RUNNING
-    without it is ABANDONED. One that was deleted, with its session, is not made again when the run ends.
+    without it is ABANDONED. One that was deleted, with its session, is not made again when the run ends. Each lasts as
+    long as its session would, resting from then on.
     """
 
     def __init__(self, manager: SessionManager) -> None:
@@ -98,16 +99,16 @@ class Activations:
 
     async def start(self, activation: Activation) -> Started:
         """Write a run that begins. What goes wrong is logged, not raised."""
-        owner = new_owner()
-        version = await self._write(activation, secrets.token_bytes(8), owner, None, self._manager.lease_ms)
+        owner, row = new_owner(), self._manager._cache.get(_session_key(activation)).row
+        version = await self._write(activation, secrets.token_bytes(8), owner, None, self._manager.lease_ms, row)
         if version is not None:
             self._manager.leases.hold(_key(activation), owner)
         return Started(owner, version, secrets.token_bytes(8))
 
-    async def finish(self, activation: Activation, started: Started) -> None:
+    async def finish(self, activation: Activation, started: Started, session: Row | None) -> None:
         """Write how it ended. What goes wrong is logged, not raised: the run's own outcome counts."""
         self._manager.leases.drop(started.owner)
-        await self._write(activation, started.end_id, started.owner, started.version, None)
+        await self._write(activation, started.end_id, started.owner, started.version, None, session)
         tenant_id, session_id = activation.tenant_id, activation.session_id
         old = pruning.ledger_of(self._manager).note(tenant_id, session_id, activation.activation_id)
         look = pruning.is_time_to_look()
@@ -116,8 +117,10 @@ class Activations:
 
     async def settle(self, activation: Activation, started: Started, seen: Row | None) -> None:
         """Write how a run ended that has stored nothing by itself: its session, as it was seen, may be gone by now."""
+        row = seen
         try:
-            kept = await self._kept(activation, seen)
+            row = (await self._manager.store.open(_session_key(activation), wanted=Wanted(values=False))).row
+            kept = await self._kept(activation, seen, row)
             if kept is None:
                 self._manager.leases.drop(started.owner)
                 await self._manager.store.delete(_key(activation), secrets.token_bytes(8))
@@ -125,7 +128,7 @@ class Activations:
         except Exception as error:
             kept = _without_text(activation)  # who knows
             logger.warning("session %r could not be looked at: %s", activation.session_id, _named(error))
-        await self.finish(kept, started)
+        await self.finish(kept, started, row)
 
     async def get(self, tenant_id: str, activation_id: str) -> Activation | None:
         """The activation of this id, or None."""
@@ -133,6 +136,7 @@ class Activations:
         if opened.row is None:
             return None
         activation = _decoded(opened.row)
+        self._manager._check_owner(_session_key(activation), activation.user_id)
         if activation.status == "RUNNING" and opened.lease is None:
             return replace(activation, status="ABANDONED", end=as_time(opened.row.active_at))
         return activation
@@ -140,13 +144,22 @@ class Activations:
     async def of_session(self, tenant_id: str, session_id: str, limit: int) -> list[Activation]:
         """The session's activations, the newest first."""
         limit = min(limit, pruning.KEPT)
+        await self._manager._owned(session_id)
         page = await self._manager.store.find(tenant_id, "run", belongs_to=session_id, limit=limit)
         found = [_decoded(place.row) for place in page.found]
+        if (user_id := self._manager._enforced) is not None:
+            found = [one for one in found if one.user_id in (None, user_id)]  # others may have tried, in vain
         checked = [await self.get(tenant_id, one.activation_id) if one.status == "RUNNING" else one for one in found]
         return sorted((one for one in checked if one is not None), key=lambda one: one.start, reverse=True)
 
     async def _write(
-        self, activation: Activation, id: bytes, owner: str, expected: Version | None, hold_ms: int | None
+        self,
+        activation: Activation,
+        id: bytes,
+        owner: str,
+        expected: Version | None,
+        hold_ms: int | None,
+        session: Row | None,
     ) -> Version | None:
         try:
             commit = Commit(
@@ -154,7 +167,7 @@ class Activations:
                 owner=owner,
                 expected=expected,
                 hold_ms=hold_ms,
-                lifetime=Lifetime(ttl_ms=self._manager.ttl_ms),
+                lifetime=Lifetime(ttl_ms=self._ttl_ms(session)),
                 belongs_to=activation.session_id,
                 fields={_FIELD: codec.encode(_fields(activation))},
             )
@@ -165,11 +178,15 @@ class Activations:
             logger.warning("activation %s could not be written: %s", activation.activation_id, _named(error))
             return None
 
-    async def _kept(self, activation: Activation, seen: Row | None) -> Activation | None:
-        """What may be kept of a run whose session was seen so; None: nothing, since that was deleted meanwhile."""
+    def _ttl_ms(self, session: Row | None) -> int | None:
+        """How long a session lasts that rests: as configured if it is not known, or has no end."""
+        if session is None or session.gone_at is None:
+            return self._manager.ttl_ms
+        return max(1, session.gone_at - session.active_at)
+
+    async def _kept(self, activation: Activation, seen: Row | None, row: Row | None) -> Activation | None:
+        """What may be kept of a run whose session was seen so, and is so now; None: nothing, it was deleted."""
         store, user_id = self._manager.store, activation.user_id
-        key = Key(activation.tenant_id, "session", activation.session_id)
-        row = (await store.open(key, wanted=Wanted(values=False))).row
         if seen is not None and (row is None or row.started_at != seen.started_at):
             return None
         if user_id is None or (row is not None and row.belongs_to == user_id):
@@ -223,6 +240,10 @@ def _named(error: Exception) -> str:
 
 def _key(activation: Activation) -> Key:
     return Key(activation.tenant_id, "run", activation.activation_id)
+
+
+def _session_key(activation: Activation) -> Key:
+    return Key(activation.tenant_id, "session", activation.session_id)
 
 
 def _fields(activation: Activation) -> dict[str, Any]:

@@ -94,6 +94,11 @@ class Execution:
         """Whether the turn that it was part of is over and stored."""
         return self._turn.is_stored
 
+    @property
+    def stored_row(self) -> Row | None:
+        """The session as its turn has left it."""
+        return self._turn.image.row
+
     async def work(self, run: Callable[[Call], Awaitable[Outcome]]) -> None:
         """Run the agent, with the hooks around it."""
         outcome: Outcome | None = None
@@ -224,7 +229,8 @@ async def executing(manager: SessionManager, hooks: Sequence[Hook], request: Req
         if parent is None and execution is not None:
             execution.call.session.volatile.clear()
         activation.end = datetime.now(UTC)
-        await finished(lambda: _finish(activations, activation, starting, has_stored, seen))
+        stored = execution.stored_row if execution is not None and has_stored else None
+        await finished(lambda: _finish(activations, activation, starting, has_stored, stored or seen))
 
 
 async def _starting(activations: Activations, activation: Activation, never_waits: bool) -> asyncio.Future[Started]:
@@ -245,7 +251,7 @@ async def _finish(
 ) -> None:
     started = await asyncio.shield(starting)
     if has_stored:
-        await activations.finish(activation, started)
+        await activations.finish(activation, started, seen)
     else:
         await activations.settle(activation, started, seen)
 

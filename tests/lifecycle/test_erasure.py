@@ -11,8 +11,8 @@ import pytest
 from agent_sessions import ErasureReceipt, MemoryStore, Runner, SessionManager
 from agent_sessions.errors import SessionConflictError, SessionError, SessionNotFoundError
 from agent_sessions.stores.base import Commit, Key, Store
-from agent_sessions.testing import FakeClock, ScriptedAgent
 from agent_sessions.sweeping import MOST_SECONDS
+from agent_sessions.testing import FakeClock, ScriptedAgent
 from agent_sessions.turns.cache import ImageCache
 from agent_sessions.turns.image import NOTHING, Image
 from tests.lifecycle.conftest import Everywhere

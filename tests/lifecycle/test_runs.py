@@ -1,16 +1,20 @@
-"""Runs and counts of messages on sessions that are deleted, on every store."""
+"""What is kept of runs, and counts of messages: as long as the session, and for nobody else."""
 
 from __future__ import annotations
 
 import asyncio
+from functools import partial
 from typing import Any
 
 import pytest
 
-from agent_sessions import Runner, Session
-from agent_sessions.errors import SessionNotFoundError
+from agent_sessions import AuthContext, MemoryStore, Runner, Session, SessionManager, Settings
+from agent_sessions.errors import ForbiddenError, SessionNotFoundError
+from agent_sessions.testing import FakeClock
 from tests.lifecycle.conftest import Everywhere
 from tests.support import alone
+
+DAY = 86_400.0
 
 
 async def answer(prompt: str, session: Session) -> str:
@@ -37,6 +41,47 @@ async def test_a_run_whose_session_is_deleted_meanwhile_leaves_nothing(everywher
     assert await other.get("s") is None
     assert await runner.get_activation(first.activation_id) is None
     assert await runner.activations("s") == []
+
+
+@pytest.mark.parametrize(
+    ("session", "after"),
+    [
+        ({"ttl": 60}, 60),
+        ({"ttl": "30d"}, 30 * DAY),
+        ({"policy": {"absolute_timeout": 60, "retention": 60}}, 120),
+        ({"ttl": 0}, 7 * DAY),  # as configured: it is not known how long this one will last
+    ],
+)
+async def test_the_record_of_a_run_lasts_as_long_as_its_session(session: dict[str, Any], after: float) -> None:
+    clock = FakeClock()
+    manager = SessionManager(MemoryStore(clock))
+    runner = Runner(manager)
+    opened = manager.create if "policy" in session else partial(manager.create, policy={"end_after": None})
+    await opened(session_id="s", **session)
+    run = await runner.run(answer, "s", "hi")
+    clock.advance(after - 0.001)
+    assert await runner.get_activation(run.activation_id) is not None
+    assert await manager.get("s") is not None
+    clock.advance(0.001)
+    assert await runner.get_activation(run.activation_id) is None
+    assert (await manager.get("s") is None) == (session != {"ttl": 0})
+
+
+async def test_the_records_of_anothers_runs_are_refused_where_ownership_is_enforced() -> None:
+    manager = SessionManager(MemoryStore(), settings=Settings(enforce_ownership=True))
+    runner = Runner(manager)
+    with manager.acting_as(AuthContext(user_id="ann")):
+        run = await runner.run(answer, "s", "of ann")
+    with manager.acting_as(AuthContext(user_id="eve")):
+        with pytest.raises(ForbiddenError):
+            await runner.run(answer, "s", "of eve")
+        with pytest.raises(ForbiddenError):
+            await runner.get_activation(run.activation_id)
+        with pytest.raises(ForbiddenError):
+            await runner.activations("s")
+    with manager.acting_as(AuthContext(user_id="ann")):
+        assert [one.activation_id for one in await runner.activations("s")] == [run.activation_id]
+        assert await runner.get_activation(run.activation_id) is not None
 
 
 async def test_messages_are_counted_whichever_way_they_come(everywhere: Everywhere) -> None:
