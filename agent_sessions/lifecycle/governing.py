@@ -23,7 +23,7 @@ class Governing(TenantSessions):
         return await self.policies.of(self.tenant_id)
 
     async def set_policy(self, policy: Policy | Mapping[str, Any] | None) -> None:
-        """Store a policy for this tenant: every host goes by it within seconds. None removes it.
+        """Store a policy for this tenant: every host goes by it within half a minute. None removes it.
 
         It reaches a session at its next activity; `apply_policy` reaches all. That for all tenants is set with an
         `AdminManager`.

@@ -13,6 +13,7 @@ from functools import partial
 from hashlib import blake2b
 from weakref import WeakKeyDictionary
 
+from msgspec import Struct
 from pydantic import ValidationError
 
 from .. import codec
@@ -28,7 +29,10 @@ from ..turns.commits import Traffic, store_commit
 logger = logging.getLogger("agent_sessions")
 
 FRESH_S = 5.0
-"""So long a process goes by the policy that it read: a change reaches the other hosts within that time."""
+"""After so long a process reads a policy again, beside the work that goes by what it has."""
+
+STALE_S = 30.0
+"""What was read longer ago is not gone by any more: a change reaches every host within that time."""
 
 _FIELD = "policy"
 _PAGE = 500
@@ -60,6 +64,15 @@ def own_of(policy: Policy) -> dict[str, int | None]:
     return {ours: getattr(lifetime, ours) for name, ours in _OF_LIFETIME.items() if name in policy.model_fields_set}
 
 
+class _Known(Struct):
+    """A policy as it was read."""
+
+    policy: Policy
+    at: float
+    is_refreshed: bool = False
+    """Whether it is being read again, or could not be."""
+
+
 class Policies:
     """The policies in force, as they are in the store: for all tenants, and for one.
 
@@ -70,24 +83,24 @@ class Policies:
     def __init__(self, store: Store, configured: Policy) -> None:
         self._store = store
         self._configured = configured
-        self._read: OrderedDict[str, tuple[float, Policy]] = OrderedDict()
+        self._read: OrderedDict[str, _Known] = OrderedDict()
         self._loading: WeakKeyDictionary[asyncio.AbstractEventLoop, dict[str, asyncio.Task[Policy]]]
         self._loading = WeakKeyDictionary()
 
     async def of(self, tenant: str) -> Policy:
         """The policy of a tenant. It is read once, and then again beside the work that asks for it."""
         found = self._read.get(tenant)
-        if found is None:
+        if found is None or not self.has_read(tenant):
             return await self._load_once(tenant)
-        read_at, policy = found
-        if read_at + FRESH_S < time.monotonic():
-            self._keep(tenant, policy)  # others need not read it as well
+        if found.at + FRESH_S < time.monotonic() and not found.is_refreshed:
+            found.is_refreshed = True  # others need not read it as well
             spawn(partial(self._refresh, tenant))
-        return policy
+        return found.policy
 
     def has_read(self, tenant: str) -> bool:
         """Whether the policy of a tenant is known here, so that `of` does not wait."""
-        return tenant in self._read
+        found = self._read.get(tenant)
+        return found is not None and time.monotonic() <= found.at + STALE_S
 
     async def get(self, tenant: str | None) -> Policy | None:
         """What is stored for a tenant, or for all (None)."""
@@ -161,7 +174,7 @@ class Policies:
             logger.warning("the policy of tenant %r could not be read again (%s)", tenant, error.code)
 
     def _keep(self, tenant: str, policy: Policy) -> None:
-        self._read[tenant] = (time.monotonic(), policy)
+        self._read[tenant] = _Known(policy, time.monotonic())
         if len(self._read) > _MOST_KEPT:
             self._read.popitem(last=False)
 

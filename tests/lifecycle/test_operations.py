@@ -497,6 +497,17 @@ async def test_the_nearest_policy_wins(manager: SessionManager, clock: FakeClock
     assert await status_of(manager, plain.session_id) == "ended"
 
 
+async def test_a_policy_that_was_read_long_ago_is_not_gone_by(
+    manager: SessionManager, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    elsewhere = SessionManager(manager.store)
+    await manager.create("u")
+    await elsewhere.set_policy({"max_sessions_per_user": 1})
+    monkeypatch.setattr("agent_sessions.lifecycle.policies.STALE_S", -1.0)
+    with pytest.raises(SessionLimitError):
+        await manager.create("u")
+
+
 async def test_a_policy_reaches_a_session_at_its_next_activity_or_when_applied(
     manager: SessionManager, clock: FakeClock
 ) -> None:

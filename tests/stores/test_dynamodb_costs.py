@@ -28,6 +28,7 @@ USER = "auth0|5f7c8ec7c33c6c004bbafe82"
 def _policies_are_read_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """Not again after some seconds, beside a turn that is measured."""
     monkeypatch.setattr("agent_sessions.lifecycle.policies.FRESH_S", 3600.0)
+    monkeypatch.setattr("agent_sessions.lifecycle.policies.STALE_S", 3600.0)
 
 
 def partition(key: Key) -> str:
