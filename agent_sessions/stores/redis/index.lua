@@ -102,5 +102,5 @@ for _, index in ipairs(indexes) do
   if last then go_with_last(index, now, time_of(time_in(last)), HOUR) end
 end
 local left = call('PTTL', INDEX)
-if left >= 0 then call('PEXPIRE', ORDERS, left) else call('PERSIST', ORDERS) end
+if left >= 0 then call('PEXPIRE', ORDERS, left) elseif left == -1 then call('PERSIST', ORDERS) end
 return done

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+
 from msgspec import Struct
 
 from agent_sessions.stores.base import LogHead, Part, Version
@@ -50,6 +52,33 @@ class Registry(Struct, frozen=True):
             self.collections | collections,
             self.namespaces | namespaces,
         )
+
+
+class Registries:
+    """Those of recent keys, by the name of the main key."""
+
+    KEPT = 1024
+
+    def __init__(self) -> None:
+        self._kept: dict[bytes, Registry] = {}
+        self._lock = threading.Lock()
+
+    def get(self, main: bytes) -> Registry | None:
+        """What the key had when it was last seen, if that is known."""
+        return self._kept.get(main)
+
+    def keep(self, main: bytes, has: Registry) -> None:
+        """Note what the key has."""
+        with self._lock:
+            self._kept.pop(main, None)
+            if len(self._kept) >= self.KEPT:
+                del self._kept[next(iter(self._kept))]
+            self._kept[main] = has
+
+    def forget(self, main: bytes) -> None:
+        """Nothing is known of the key any more."""
+        with self._lock:
+            self._kept.pop(main, None)
 
 
 def unpack(version: Version, life: bytes, belongs_to: bytes, packed: bytes) -> Registry:

@@ -5,7 +5,6 @@ Where things lie is in `common.lua`; the names of the keys in `keys.py`.
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, Self
@@ -49,7 +48,7 @@ from agent_sessions.stores.redis.connections import (
     clients,
 )
 from agent_sessions.stores.redis.indexes import Indexes, Listing, Stored
-from agent_sessions.stores.redis.keys import KeyNames, Names, decode
+from agent_sessions.stores.redis.keys import Names, decode
 from agent_sessions.stores.redis.refusals import (
     REFUSALS,
     raise_not_amended,
@@ -59,7 +58,7 @@ from agent_sessions.stores.redis.refusals import (
     too_new,
     unsettled,
 )
-from agent_sessions.stores.redis.registry import Registry
+from agent_sessions.stores.redis.registry import Registries, Registry
 from agent_sessions.stores.redis.scripts import Script
 
 if TYPE_CHECKING:
@@ -70,7 +69,6 @@ if TYPE_CHECKING:
 LONG_LOG = 100
 """A log of which more items may be read than this is read beside the script instead of in it."""
 
-_REGISTRIES_KEPT = 1024
 _DECLARED_TRIES = 8
 _NOW_OF_REDIS = -1
 _TIMES_MOVED = 2
@@ -210,8 +208,7 @@ class RedisStore:
         self._wait_replicas = wait_replicas
         self._waits = wait_replicas > 0
         self._wait_timeout_s = wait_timeout_s
-        self._registries: dict[bytes, Registry] = {}
-        self._registries_lock = threading.Lock()
+        self._registries = Registries()
 
     # ------------------------------------------------------------------------------------------------- turns
 
@@ -263,7 +260,7 @@ class RedisStore:
         else:
             reply = await client.run(scripts.OPEN, call.keys, call.argv)
         if reply[0] == b"K":
-            self._forget(names)
+            self._registries.forget(names.main)
             return await self._open(client, key, wanted, known, lease, channel)
         self._refuse_the_unreadable(key, reply)
 
@@ -278,15 +275,15 @@ class RedisStore:
         _, packed, fields, values, logs, entries, ranges = reply
         if not head.exists:
             has = Registry(ABSENT, b"", b"", {}, {}, {})
-            self._forget(names)
+            self._registries.forget(names.main)
         elif packed is not None:
             has = registry.unpack(head.version, head.life, head.belongs_to, packed)
-            self._keep(names, has)
+            self._registries.keep(names.main, has)
         else:
             assert held is not None
             has = held
             if held.life != head.life:
-                self._keep(names, structs.replace(held, life=head.life))
+                self._registries.keep(names.main, structs.replace(held, life=head.life))
         heads = has.heads()
         opened = Opened(
             now=head.now,
@@ -328,22 +325,23 @@ class RedisStore:
             )
             reply = await self._write(scripts.COMMIT, keys, argv)
             if reply[0] == b"K":
-                self._keep(names, answers.declared(reply))
+                self._registries.keep(names.main, answers.declared(reply))
                 continue
             if reply[0] == b"A":
-                self._forget(names)
+                self._registries.forget(names.main)
                 return None
             self._refuse_the_unreadable(key, reply)
             if reply[0] == b"R":
                 return Stored(answers.repeated(commit, int(reply[1])), b"")
             raise_refused(key, commit, reply)
             stored = scripts.unpack_stored(reply[0], commit.id)
+            since = stored.version, stored.life, stored.belongs_to, reply[1]
             if held is not None and held.version == stored.previous:
-                self._keep(names, held.after(stored.version, stored.life, stored.belongs_to, reply[1]))
+                self._registries.keep(names.main, held.after(*since))
             elif stored.previous == ABSENT:
-                self._keep(names, registry.unpack(stored.version, stored.life, stored.belongs_to, reply[1]))
+                self._registries.keep(names.main, registry.unpack(*since))
             else:
-                self._forget(names)
+                self._registries.forget(names.main)
             heads = registry.log_heads(reply[1])
             committed = Committed(stored.version, stored.previous, stored.row, stored.previous_tag, heads)
             return Stored(committed, stored.life)
@@ -368,7 +366,7 @@ class RedisStore:
             whose = belongs_to or b""
             known = self._registries.get(names.main)
             if known is not None and known.life:
-                self._keep(names, structs.replace(known, life=life, belongs_to=whose))
+                self._registries.keep(names.main, structs.replace(known, life=life, belongs_to=whose))
             await self._indexes.amended(key, life, whose)
             row = lives.row(life, counters, whose, tag, scripts.unpack_fields(flat))
             return Amended(int(now), row, bool(changed), int(revision))
@@ -426,12 +424,12 @@ class RedisStore:
             keys = [*scripts.all_keys(names, held, declared), names.tombstone(write_id)]
             reply = await self._write(scripts.DELETE, keys, [argv])
             if reply[0] != b"K":
-                self._forget(names)
+                self._registries.forget(names.main)
                 existed, started_at = reply
                 await self._indexes.left(key, bool(existed), int(started_at), belongs_to)
                 return bool(existed)
             held = answers.declared(reply)
-            self._keep(names, held)  # who repeats it knows what is to go
+            self._registries.keep(names.main, held)  # who repeats it knows what is to go
         raise unsettled(key)
 
     async def find(
@@ -494,22 +492,11 @@ class RedisStore:
             return scripts.ELSEWHERE
         return held.belongs_to if held is not None else b""
 
-    def _keep(self, names: KeyNames, held: Registry) -> None:
-        with self._registries_lock:
-            self._registries.pop(names.main, None)
-            if len(self._registries) >= _REGISTRIES_KEPT:
-                del self._registries[next(iter(self._registries))]
-            self._registries[names.main] = held
-
-    def _forget(self, names: KeyNames) -> None:
-        with self._registries_lock:
-            self._registries.pop(names.main, None)
-
     def _refuse_the_unreadable(self, key: Key, reply: list[Any]) -> None:
         if reply[0] == b"F":
             raise too_new(key, int(reply[1]))
         if reply[0] == b"L":
-            self._forget(self._names.of(key))
+            self._registries.forget(self._names.of(key).main)
             raise state_lost(key, reply[1])
 
 
