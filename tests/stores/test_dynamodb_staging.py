@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import random
 from collections.abc import AsyncIterator, Callable
 from typing import Any
@@ -59,11 +60,12 @@ def is_publishing(arguments: dict[str, Any]) -> bool:
     return "st = :st" in arguments.get("UpdateExpression", "")
 
 
-def before() -> Commit:
+def before(**more: Any) -> Commit:
     return change(
         values={LARGE: DATA[::-1]},
         logs=append(b"1", b"2"),
         collections={CHECKPOINTS: CollectionChange(entries={"0000": b"old", "old": b"old"})},
+        **more,
     )
 
 
@@ -339,6 +341,26 @@ async def test_a_session_made_again_by_the_commit_that_made_it_meets_nothing_of_
     assert await contents(other) == ({Part("a", "b"): b"1"}, [b"1"], [])
     await turn.aclose()
     await other.aclose()
+
+
+async def test_what_a_delete_that_died_has_left_is_swept_by_who_lists_the_user(
+    dynamodb: DynamoDB, store: Store
+) -> None:
+    """An erasure that was cut short goes on with what is listed; the session itself is not."""
+    ids = [KEY.id, "é" * 256]  # the name of one fits a key of the table, that of the other does not
+    for requests, id in enumerate(ids, start=2):
+        await store.commit(KEY._replace(id=id), before(belongs_to="ann"))
+        async with dying(dynamodb, requests, "lose the request") as victim:
+            with pytest.raises(StoreUnavailableError):
+                await victim.delete(KEY._replace(id=id), new_id())
+    assert dynamodb.kinds() != {}
+    assert await store.count("acme", "session") == await store.count("acme", "session", belongs_to="ann") == 0
+    for belongs_to in (None, "bob", "ann"):
+        assert dynamodb.kinds() != {}
+        assert (await store.find("acme", "session", belongs_to=belongs_to)).found == []
+    assert dynamodb.kinds() == {}
+    assert dynamodb.request("Scan", IndexName="by_user")["Items"] == []
+    assert b"ann" not in json.dumps(dynamodb.items("p, k, u, b, a, n")).encode()
 
 
 async def test_what_is_still_being_filled_under_a_delete_is_swept_again_later(dynamodb: DynamoDB) -> None:

@@ -19,7 +19,15 @@ import msgspec
 from agent_sessions.stores.base import Cursor, Found, Key, Keys, Kind, Order, Page, Row
 from agent_sessions.stores.dynamodb.layout.keys import RECORD, partition, tenant_shards, user_index
 from agent_sessions.stores.dynamodb.layout.payloads import Torn
-from agent_sessions.stores.dynamodb.layout.records import Change, Record, number, optional, read_record, runs_out_at
+from agent_sessions.stores.dynamodb.layout.records import (
+    DELETED,
+    Change,
+    Record,
+    number,
+    optional,
+    read_record,
+    runs_out_at,
+)
 from agent_sessions.stores.dynamodb.places import Places, key_in, of_shard
 from agent_sessions.stores.dynamodb.reading import Reader
 from agent_sessions.stores.dynamodb.service.requests import Item, Refused, Requests, gather, item_key
@@ -31,6 +39,7 @@ from agent_sessions.stores.dynamodb.service.table import (
     USER_BY_START,
     Index,
 )
+from agent_sessions.stores.dynamodb.staging import Stages
 from agent_sessions.stores.lifetime import Status
 
 _NOBODY = Key("", "session", "")  # whose record without a life this was, its name may not tell
@@ -45,6 +54,9 @@ _FILTERS: dict[Status | None, str] = {
     "ended": "e <= :now AND (attribute_not_exists(g) OR g > :now)",
 }
 """What the index by activity is filtered by. A time that is left out is as the next one."""
+
+_OR_DELETED = " OR g = :deleted"
+"""A listing of all sessions comes by those that are deleted and not swept, and sees to it."""
 
 _FILTERED = 250
 """How many entries of the index by activity are read at first, at least, if one status is asked for: 3 read units."""
@@ -77,8 +89,9 @@ class Asked(NamedTuple):
 class Listing:
     """Finds, counts and scans."""
 
-    def __init__(self, requests: Requests, read: Callable[[Key], Awaitable[Found | None]]) -> None:
+    def __init__(self, requests: Requests, stages: Stages, read: Callable[[Key], Awaitable[Found | None]]) -> None:
         self._requests = requests
+        self._stages = stages
         self._read = read
 
     async def find(self, asked: Asked, order: Order, limit: int, cursor: Cursor | None) -> Page:
@@ -100,7 +113,8 @@ class Listing:
     async def count(self, asked: Asked) -> int:
         """See `Store.count`."""
         index = TENANT_BY_ACTIVITY if asked.belongs_to is None else USER_BY_ACTIVITY
-        queries = [_by_activity(index, shard, asked, None) | {"Select": "COUNT"} for shard in asked.shards]
+        filter = {"FilterExpression": _FILTERS[asked.status], "Select": "COUNT"}
+        queries = [_by_activity(index, shard, asked, None) | filter for shard in asked.shards]
         return sum(await gather([partial(self._count, query) for query in queries]))
 
     async def run_out(self, asked: Asked, limit: int) -> Page:
@@ -173,7 +187,7 @@ class Listing:
         of_user, at_least = asked.belongs_to is not None, 0
         if order == "activity":
             index = USER_BY_ACTIVITY if of_user else TENANT_BY_ACTIVITY
-            queries = [_by_activity(index, shard, asked, cursor) for shard in asked.shards]
+            queries = [_filtered(_by_activity(index, shard, asked, cursor), asked.status) for shard in asked.shards]
             at_least = 0 if asked.status is None else _FILTERED
         else:
             index = USER_BY_START if of_user else TENANT_BY_START
@@ -189,6 +203,9 @@ class Listing:
         """Those of these sessions that are there, and are asked for."""
         items = await self._requests.get_all([(partition(key), RECORD) for key in keys])
         records = {key: read_record(key, items.get((partition(key), RECORD))) for key in keys}
+        for key, record in records.items():
+            if record.life is None and record.garbage:
+                await self._stages.sweep(partition(key), record, asked.now)  # who deleted it may have died over it
         live = {
             key: record
             for key, record in records.items()
@@ -211,8 +228,14 @@ class Listing:
 
 
 def _by_activity(index: Index, shard: str, asked: Asked, cursor: Cursor | None) -> dict[str, Any]:
-    query = of_shard(index, shard, "<= :latest", latest=_latest(cursor), now=number(asked.now))
-    return query | {"FilterExpression": _FILTERS[asked.status]}
+    return of_shard(index, shard, "<= :latest", latest=_latest(cursor), now=number(asked.now))
+
+
+def _filtered(query: dict[str, Any], status: Status | None) -> dict[str, Any]:
+    if status is not None:
+        return query | {"FilterExpression": _FILTERS[status]}
+    values = query["ExpressionAttributeValues"] | {":deleted": number(DELETED)}
+    return query | {"FilterExpression": _FILTERS[None] + _OR_DELETED, "ExpressionAttributeValues": values}
 
 
 def _latest(cursor: Cursor | None) -> Item:

@@ -256,7 +256,7 @@ class Stages:
         change = Change().discard("gb", swept)
         condition = "attribute_exists(p)"
         if not record.names.id and swept == record.garbage:
-            change.set("x", number(seconds(now) + DAY))  # nothing keeps what is left of the record any longer
+            change.forget_life().set("x", number(seconds(now) + DAY))  # nothing keeps the record any longer
             condition = "attribute_exists(p) AND attribute_not_exists(c)"
         try:
             await self._requests.update(partition, change.expression, change.values, condition)

@@ -20,7 +20,8 @@ It is kept under 1 KB, since a write costs by the size of the whole item: what m
 | `gb` | ranges of items that nobody can reach any more |
 | `dm` | the last minute's deletions, each with its answer |
 
-All but the lease and the last three go with the life.
+All but the lease and the last three go with the life. What leads to the record from the listing of its user (`a`, `n`,
+`u`, and a `g` that is `DELETED`) goes when all items of the life are swept.
 """
 
 from __future__ import annotations
@@ -174,6 +175,8 @@ _TO_SWEEP_FIRST = 7 * 86_400
 """Seconds that a record stays after everything else of its session."""
 _PARTS_TOO_EARLY = 24
 """Of the time that a session has left, this part is how much too early it may be in the index of what may run out."""
+DELETED = 0
+"""When a session that was deleted is gone. Nothing else goes by then: so a listing finds what of it is not swept."""
 NEVER = 253_402_300_799
 """The TTL of a record that is to stay, the end of the year 9999. None is without one, so setting one needs no look."""
 
@@ -318,9 +321,13 @@ class Change:
         return "c = :was AND y = :rest_was"
 
     def end_life(self) -> Change:
-        """Take the life out of the record: the key is absent then."""
-        self.remove("f", "v", "c", "l", "d", "s", "a", "i", "e", "g", "w", "m", "y", "h", "b", "n", "t", "u")
-        return self.remove("st")
+        """Take the life out of the record: the key is absent then. Its user's listing still leads to it."""
+        self.remove("f", "v", "c", "l", "d", "s", "i", "e", "w", "m", "y", "h", "b", "t", "st")
+        return self.set("g", number(DELETED))
+
+    def forget_life(self) -> Change:
+        """Take the rest out, when nothing of the life is left."""
+        return self.remove("a", "g", "n", "u")
 
     def lease(self, held: Held | None) -> Change:
         """The lease."""
