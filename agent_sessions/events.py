@@ -9,6 +9,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
+from .errors import InvalidError
 from .stores.base import Key
 
 logger = logging.getLogger("agent_sessions")
@@ -42,6 +43,8 @@ class Listeners:
 
     def add(self, listener: Listener, tenant_id: str | None) -> Callable[[], None]:
         """Tell a listener from now on, of one tenant or of all (None); returns what ends that."""
+        if not callable(listener):
+            raise InvalidError("LISTENER", "a listener must be a function or a coroutine function", field="listener")
         added = (listener, tenant_id)
         self._listeners.append(added)
         return lambda: self._listeners.remove(added) if added in self._listeners else None
@@ -68,7 +71,7 @@ class Listeners:
                     running = asyncio.ensure_future(answer)
                     self._running.add(running)
                     running.add_done_callback(self._done)
-            except Exception as error:
+            except (Exception, asyncio.CancelledError) as error:  # a listener's own cancellation is no reason to stop
                 _log(event, error)
 
     def _done(self, running: asyncio.Future[None]) -> None:
@@ -77,5 +80,5 @@ class Listeners:
             logger.warning("a listener to session events failed (%s)", type(error).__name__)
 
 
-def _log(event: SessionEvent, error: Exception) -> None:
+def _log(event: SessionEvent, error: BaseException) -> None:
     logger.warning("a listener to %r of session %r failed (%s)", event.type, event.session_id, type(error).__name__)

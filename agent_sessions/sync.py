@@ -308,7 +308,7 @@ class SyncSessionManager:
         return self._manager.acting_as(auth)
 
     def listen(self, listener: Listener) -> Callable[[], None]:
-        """See `SessionManager.listen`. It is called in the background thread."""
+        """See `SessionManager.listen`. It is called in the background thread, where it can't call this manager."""
         return self._manager.listen(listener)
 
 

@@ -36,6 +36,7 @@ class Copying(TenantSessions):
             SessionNotFoundError: There is no such session.
             DecryptionError: Something of it can't be decrypted here.
             SessionExistsError: There is one of the new id.
+            SessionBusyError: A turn that is running is about to make one of the new id.
             SessionConflictError: Its user is being erased.
         """
         whole = await self._whole(session_id)
@@ -69,6 +70,7 @@ class Copying(TenantSessions):
             InvalidError: `INVALID_DOCUMENT`.
             FormatTooNewError: A newer version has written it.
             SessionExistsError: There is a session of that id.
+            SessionBusyError: A turn that is running is about to make one of that id.
             SessionConflictError: Its user is being erased.
             ForbiddenError: It belongs to another user than the one that is acting.
             CommitTooLargeError: The store can't take so much in one step.
@@ -98,8 +100,6 @@ class Copying(TenantSessions):
         except (SessionConflictError, SessionEndedError, SessionExpiredError):
             raise SessionExistsError(f"there is a session {key.id!r} already", field="session_id") from None
         await self._unless_erased(key, content.belongs_to)
-        record = await self._read(key)
-        if record is None:
-            raise SessionNotFoundError(f"session {key.id!r} was past its time already, or is deleted")
+        record = await self._read_back(key)
         self._listeners.tell("created", key, user_id=record.user_id, revision=record.revision)
         return record

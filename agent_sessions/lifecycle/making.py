@@ -134,10 +134,7 @@ class Making(Changing):
         await self._unless_erased(made.key, made.user_id)
         self._listeners.tell("created", made.key, user_id=made.user_id, revision=committed.version.revision)
         if committed.row is None:  # its reply was lost, and it was sent again
-            record = await self._read(made.key)
-            if record is None:
-                raise SessionNotFoundError(f"session {made.key.id!r} was made, and is deleted already")
-            return record
+            return await self._read_back(made.key)
         row = structs.replace(committed.row, fields=made.fields)
         return record_from(made.key, row, committed.version.revision, committed.row.active_at)
 

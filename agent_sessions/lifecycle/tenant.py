@@ -18,7 +18,7 @@ from ..settings import Settings
 from ..stores.base import Amend, Amended, Cursor, Key, Order, Page, Store, Wanted
 from ..stores.lifetime import Lifetime, Status
 from ..turns.cache import ImageCache
-from ..turns.commits import store_amend, store_delete
+from ..turns.commits import repeated, store_amend, store_delete
 from ..turns.leases import LeaseKeeper
 from .policies import Policies, lifetime_of
 from .users import UserKeys
@@ -115,6 +115,13 @@ class TenantSessions:
 
     async def _read(self, key: Key) -> SessionRecord | None:
         return record_opened(key, await self.store.open(key, wanted=Wanted(values=False)))
+
+    async def _read_back(self, key: Key) -> SessionRecord:
+        """What was made just now, asked again while the store is silent."""
+        record = await repeated(lambda: self._read(key), self.lease_ms)
+        if record is None:
+            raise SessionNotFoundError(f"session {key.id!r} was past its time already, or is deleted")
+        return record
 
     async def _end(self, key: Key, reason: EndReason) -> tuple[Amended, bool]:
         """End a session; tell also whether it was this that ended it."""

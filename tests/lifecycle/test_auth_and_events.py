@@ -146,6 +146,16 @@ async def test_listeners_hear_what_happens_and_disturb_nothing(
     assert "secret" not in caplog.text
 
 
+async def test_a_listener_can_not_cancel_what_it_hears_of(manager: SessionManager) -> None:
+    def listener(event: SessionEvent) -> None:
+        raise asyncio.CancelledError
+
+    manager.listen(listener)
+    assert (await manager.create("ann")).user_id == "ann"
+    with pytest.raises(InvalidError):
+        manager.listen(None)  # type: ignore[arg-type]
+
+
 async def test_appends_and_copies_are_heard_of_as_well(manager: SessionManager) -> None:
     heard: list[tuple[str, str]] = []
     manager.listen(lambda event: heard.append((event.type, event.session_id)))
