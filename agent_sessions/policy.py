@@ -23,6 +23,12 @@ def _duration(value: object) -> object:
         raise ValueError(error.message) from None
 
 
+def _number(value: object) -> object:
+    if isinstance(value, bool | float):
+        raise ValueError("it must be a whole number")
+    return value
+
+
 Duration: TypeAlias = Annotated[timedelta, BeforeValidator(_duration)]
 
 
@@ -47,7 +53,7 @@ class Policy(BaseModel):
     retention: Duration | None = timedelta(days=7)
     """So long after its end it is gone. None: never."""
 
-    max_sessions_per_user: Annotated[int, Field(ge=1, strict=True)] | None = None
+    max_sessions_per_user: Annotated[int, BeforeValidator(_number), Field(ge=1)] | None = None
     """The most sessions of a user that are active or idle at once. None: any number."""
 
     on_limit: Literal["reject", "end_oldest"] = "reject"

@@ -481,6 +481,21 @@ async def test_expire_idle_by_age(manager: SessionManager, clock: FakeClock) -> 
 # --------------------------------------------------------------------------------------------------- policies
 
 
+def test_a_policy_can_be_configured_by_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {"IDLE_AFTER": "10m", "END_AFTER": "3600", "MAX_SESSIONS_PER_USER": "3"}.items():
+        monkeypatch.setenv(f"AK_SESSION__POLICY__{name}", value)
+    policy = Settings.load().policy
+    assert (policy.idle_after, policy.end_after) == (timedelta(minutes=10), timedelta(hours=1))
+    assert policy.max_sessions_per_user == 3
+    for wrong in ("0", "true", "3.5"):
+        monkeypatch.setenv("AK_SESSION__POLICY__MAX_SESSIONS_PER_USER", wrong)
+        with pytest.raises(InvalidError, match="MAX_SESSIONS_PER_USER"):
+            Settings.load()
+    for number in (True, 3.0, 0):
+        with pytest.raises(InvalidError):
+            Policy.of({"max_sessions_per_user": number})
+
+
 async def test_the_nearest_policy_wins(manager: SessionManager, clock: FakeClock) -> None:
     acme = manager.for_tenant("acme")
     await AdminManager(manager).set_policy({"idle_after": "10m", "end_after": "1h"})
