@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import os
 import threading
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine, Iterable
 from contextvars import Context
 from typing import Any, TypeVar
 
@@ -90,6 +90,16 @@ async def uncancelled(work: Awaitable[T]) -> T:
         if not task.cancelled():
             task.exception()  # seen: the cancellation is what the caller gets
         raise
+
+
+async def together(works: Iterable[Awaitable[T]]) -> list[T]:
+    """Await all of these at once, to their end; if some fail, raise the first error then. None is left running."""
+    results: list[T] = []
+    for done in await asyncio.gather(*works, return_exceptions=True):
+        if isinstance(done, BaseException):
+            raise done
+        results.append(done)
+    return results
 
 
 def _after_fork() -> None:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Mapping
 from datetime import datetime
 from typing import Any, Literal, TypeAlias, get_args
 
+from ..background import together
 from ..errors import InvalidError
 from ..identifiers import check_id
 from ..record import SessionRecord, record_found
@@ -48,9 +48,7 @@ class Listing(TenantSessions):
         self = self._in(tenant_id)
         self._check_maintenance()
         statuses: tuple[Status, ...] = get_args(Status)
-        counts = await asyncio.gather(
-            *(self.store.count(self.tenant_id, "session", status=status) for status in statuses)
-        )
+        counts = await together(self.store.count(self.tenant_id, "session", status=status) for status in statuses)
         return Stats(**dict(zip(statuses, counts, strict=True)))
 
     async def get_active(self, user_id: str | None = None) -> list[SessionRecord]:

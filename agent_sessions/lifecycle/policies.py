@@ -9,6 +9,7 @@ import secrets
 import time
 from collections import OrderedDict
 from collections.abc import AsyncIterator
+from dataclasses import dataclass
 from functools import partial
 from hashlib import blake2b
 from weakref import WeakKeyDictionary
@@ -17,7 +18,7 @@ from msgspec import Struct
 from pydantic import ValidationError
 
 from .. import codec
-from ..background import finished, spawn
+from ..background import finished, spawn, together
 from ..durations import milliseconds
 from ..errors import FormatTooNewError, InvalidError, SessionError, StoreUnavailableError
 from ..identifiers import DEFAULT_TENANT
@@ -84,7 +85,7 @@ class Policies:
         self._store = store
         self._configured = configured
         self._read: OrderedDict[str, _Known] = OrderedDict()
-        self._loading: WeakKeyDictionary[asyncio.AbstractEventLoop, dict[str, asyncio.Task[Policy]]]
+        self._loading: WeakKeyDictionary[asyncio.AbstractEventLoop, dict[str, _Loading]]
         self._loading = WeakKeyDictionary()
 
     async def of(self, tenant: str) -> Policy:
@@ -129,20 +130,32 @@ class Policies:
             after = entries[-1][0]
 
     async def _load_once(self, tenant: str) -> Policy:
-        """Load it for all on this event loop that ask at once."""
-        loading = self._loading.setdefault(asyncio.get_running_loop(), {})
-        task = loading.get(tenant)
-        if task is None:
-            task = loading[tenant] = asyncio.ensure_future(self._load(tenant))
-            task.add_done_callback(lambda task: _forget(loading, tenant, task))
-        return await asyncio.shield(task)
+        """Load it for all on this event loop that ask at once; no longer when none of them waits for it any more."""
+        all_loading = self._loading.setdefault(asyncio.get_running_loop(), {})
+        loading = all_loading.get(tenant)
+        if loading is None:
+            loading = all_loading[tenant] = _Loading(asyncio.ensure_future(self._load(tenant)))
+            loading.task.add_done_callback(lambda task: _forget(all_loading, tenant, task))
+        loading.waiting += 1
+        try:
+            return await asyncio.shield(loading.task)
+        except asyncio.CancelledError:
+            if loading.waiting == 1:
+                _forget(all_loading, tenant, loading.task)
+                loading.task.cancel()
+                await asyncio.wait({loading.task})
+            raise
+        finally:
+            loading.waiting -= 1
 
     async def _load(self, tenant: str) -> Policy:
         entry = (_TENANTS, _entry_of(tenant))
-        for_all, own, listed = await asyncio.gather(
-            self._store.open(_for_all(), wanted=_RECORD),
-            self._store.open(_for_tenant(tenant), wanted=_RECORD),
-            self._store.open(_tenants(), wanted=Wanted(values=False, entries=[entry])),
+        for_all, own, listed = await together(
+            (
+                self._store.open(_for_all(), wanted=_RECORD),
+                self._store.open(_for_tenant(tenant), wanted=_RECORD),
+                self._store.open(_tenants(), wanted=Wanted(values=False, entries=[entry])),
+            )
         )
         if listed.row is None or listed.entries == [None]:
             await self._enter(tenant)
@@ -183,9 +196,18 @@ _RECORD = Wanted(values=False)
 _TENANTS = Part("tenants", "all")
 
 
-def _forget(loading: dict[str, asyncio.Task[Policy]], tenant: str, task: asyncio.Task[Policy]) -> None:
-    del loading[tenant]
-    if not task.cancelled():
+@dataclass
+class _Loading:
+    """A policy on its way, and how many wait for it."""
+
+    task: asyncio.Task[Policy]
+    waiting: int = 0
+
+
+def _forget(all_loading: dict[str, _Loading], tenant: str, task: asyncio.Task[Policy]) -> None:
+    if tenant in all_loading and all_loading[tenant].task is task:
+        del all_loading[tenant]
+    if task.done() and not task.cancelled():
         task.exception()  # seen: those who wait for it are told
 
 

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import asyncio
 import secrets
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from typing import Any, Literal, Self, TypeVar
 
 from .. import codec
 from ..auth import acting, agreed
-from ..background import finished
+from ..background import finished, together
 from ..errors import ForbiddenError, InvalidError, SessionConflictError, SessionNotFoundError
 from ..events import Listeners
 from ..identifiers import check_id
@@ -178,9 +177,5 @@ class TenantSessions:
         """Work on all, a few at once. If one fails, the others of its group are done with before it is raised."""
         results: list[T] = []
         for start in range(0, len(items), _AT_ONCE):
-            done = await asyncio.gather(*map(work, items[start : start + _AT_ONCE]), return_exceptions=True)
-            for result in done:
-                if isinstance(result, BaseException):
-                    raise result
-                results.append(result)
+            results += await together(map(work, items[start : start + _AT_ONCE]))
         return results

@@ -24,7 +24,7 @@ from agent_sessions.errors import (
     SessionNotFoundError,
 )
 from agent_sessions.policy import Policy
-from agent_sessions.stores.base import Kind, Page
+from agent_sessions.stores.base import Key, Kind, Opened, Page
 from agent_sessions.testing import FakeClock
 
 MINUTE, HOUR, DAY = 60.0, 3600.0, 86_400.0
@@ -202,6 +202,20 @@ async def test_ending_again_changes_nothing(manager: SessionManager, clock: Fake
 
 
 # --------------------------------------------------------------------------------------------------- update, extend
+
+
+@pytest.mark.parametrize(("how", "reason"), [({"expires_at": 60}, "expired"), ({"policy": {"end_after": 0}}, "idle")])
+async def test_what_has_run_out_is_not_ended_for_another_reason(
+    manager: SessionManager, clock: FakeClock, how: dict[str, Any], reason: str
+) -> None:
+    if "expires_at" in how:
+        how = {"expires_at": _in(clock, how["expires_at"])}
+    made = await manager.create("u", **how)
+    clock.advance(HOUR)
+    summary = await manager.end(made.session_id)
+    clock.advance(HOUR)
+    assert (summary.end_reason, await manager.end(made.session_id)) == (reason, summary)
+    assert (await manager.get(made.session_id, strict=True)).end_reason == reason
 
 
 async def test_update_merges_and_removes(manager: SessionManager, clock: FakeClock) -> None:
@@ -510,6 +524,42 @@ async def test_the_nearest_policy_wins(manager: SessionManager, clock: FakeClock
     assert await status_of(manager, plain.session_id) == "idle"
     clock.advance(HOUR)
     assert await status_of(manager, plain.session_id) == "ended"
+
+
+class SlowToTellPolicies(MemoryStore):
+    never_waits = False
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.asked, self.answers = asyncio.Event(), asyncio.Event()
+
+    async def open(self, key: Key, **asked: Any) -> Opened:
+        if key.kind == "system":
+            self.asked.set()
+            await self.answers.wait()
+        return await super().open(key, **asked)
+
+
+async def test_a_policy_that_nobody_waits_for_any_more_is_not_read_on() -> None:
+    manager = SessionManager(SlowToTellPolicies())
+    store = manager.store
+    assert isinstance(store, SlowToTellPolicies)
+    before = asyncio.all_tasks()
+    first, second = (asyncio.create_task(manager.create("ann")) for _ in range(2))
+    await store.asked.wait()
+    first.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await first
+    store.answers.set()
+    assert (await second).status == "active"
+    store.answers.clear()
+    other = asyncio.create_task(manager.for_tenant("acme").create("ann"))
+    store.asked.clear()
+    await store.asked.wait()
+    other.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await other
+    assert asyncio.all_tasks() == before
 
 
 async def test_a_policy_that_was_read_long_ago_is_not_gone_by(
