@@ -491,6 +491,18 @@ async def test_a_late_change_of_a_place_does_not_undo_a_later_one(cluster: Redis
     await store.aclose()
 
 
+async def test_a_late_word_that_a_session_is_of_others_does_not_lose_its_place(cluster: RedisCluster) -> None:
+    store = RedisStore.from_url(cluster.url, cluster=True, clock=FakeClock())
+    await store.commit(KEY, change(belongs_to="ann"))  # anew: it was of bob when the word was sent
+    names = KeyNames(b"ak:sessions:", KEY)
+    keys = [names.index, names.orders, names.user_index(b"=ann")]
+    late = Change(b"W", names.member).packed()
+    cluster.owner(INDEX).raw("EVAL", INDEX_SCRIPT.text, 3, *keys, pack_now(FakeClock().now_ms()), *late)
+    assert await ids_of(store, belongs_to="ann") == ["s-1"]
+    assert await store.count("default", "session", belongs_to="ann") == 1
+    await store.aclose()
+
+
 @pytest.mark.parametrize("mends", ["turn", "listing"])
 async def test_places_agree_with_sessions_again_after_a_failover_that_lost_commits(
     cluster: RedisCluster, mends: str

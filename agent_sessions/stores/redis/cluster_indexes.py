@@ -77,7 +77,7 @@ class ClusterIndexes(Indexes):
         names, user = self._names.of(key), user_id(commit.belongs_to)
         users = {user}
         is_known = held is not None and held.version.revision > 0 and commit.expected != ABSENT
-        if held is not None and is_known and (held.belongs_to or not user):
+        if held is not None and is_known and not commit.maintenance and (held.belongs_to or not user):
             committed = await self._beside(names, commit, held, store)
             if committed is not None:
                 return committed

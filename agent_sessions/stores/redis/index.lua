@@ -12,8 +12,7 @@
 --   C  correct   this is what its record says. Only if its place is as it was seen
 --   R  restore   the same, only where there is no place
 --   L  leave     it was deleted
---   F  forget    it was found gone. If its place is younger than a minute, it may be about to be made, and is only no
---                longer counted
+--   F  forget    it was found gone
 --   W  wrong     it was found not to belong to this user
 --
 -- When it started and how many times its place changed are its order: of two changes, the later one stays, whichever
@@ -42,26 +41,26 @@ local function enter(index, id)
   call('ZADD', index, 'NX', score(BY_START.active, now), 's' .. id, score(ENTERED, now + MINUTE), 'g' .. id)
 end
 
+-- A place that is younger than a minute may be that of a session about to be made: it is only no longer counted.
+local function fade(index, id)
+  local entered = time_in(call('ZSCORE', index, 'a' .. id) or 0)
+  if entered <= now - MINUTE then return forget(index, id) end
+  call('ZREM', index, 'i' .. id, 'e' .. id)
+  call('ZADD', index, score(ENTERED, entered + MINUTE), 'g' .. id)
+end
+
 local function change(what, id, started, writes, life, hold, seen)
   if what == 'E' then
     for _, index in ipairs(indexes) do enter(index, id) end
     return 1
   elseif what == 'W' then
-    forget(KEYS[3], id)
+    fade(KEYS[3], id)
     return 1
   end
   local order = call('HGET', ORDERS, id) or ''
   if what == 'F' then
     if order ~= seen then return 1 end
-    for _, index in ipairs(indexes) do
-      local entered = time_in(call('ZSCORE', index, 'a' .. id) or 0)
-      if entered <= now - MINUTE then
-        forget(index, id)
-      else
-        call('ZREM', index, 'i' .. id, 'e' .. id)
-        call('ZADD', index, score(ENTERED, entered + MINUTE), 'g' .. id)
-      end
-    end
+    for _, index in ipairs(indexes) do fade(index, id) end
     if not call('ZSCORE', INDEX, 'a' .. id) then call('HDEL', ORDERS, id) end
     return 1
   end

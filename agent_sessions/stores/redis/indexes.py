@@ -108,7 +108,7 @@ class Indexes:
         """A session was amended, now or when its amendment was sent before."""
 
     async def changed(self, key: Key) -> None:
-        """A session has other times, or came to belong to somebody, without an activity."""
+        """A session has other times without an activity."""
 
     async def left(self, key: Key, existed: bool, started_at: int, belongs_to: bytes) -> None:
         """A session was deleted, or there was none."""

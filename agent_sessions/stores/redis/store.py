@@ -306,12 +306,13 @@ class RedisStore:
         """See `Store.commit`."""
         if len(commit.id) != 8:
             raise ValueError("a commit id has 8 bytes")
-        if self._indexes.are_elsewhere and not commit.maintenance:
+        moves = not commit.maintenance or commit.belongs_to is not None  # it gets a place, or another one
+        if self._indexes.are_elsewhere and moves:
             held = self._registries.get(self._names.of(key).main)
             return await self._indexes.along(key, commit, held, partial(self._commit, key, commit))
         stored = await self._commit(key, commit, False)
         assert stored is not None
-        if commit.hold_ms is not None or commit.belongs_to is not None:
+        if commit.hold_ms is not None:
             await self._indexes.changed(key)
         return stored.committed
 
