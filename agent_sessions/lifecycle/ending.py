@@ -60,15 +60,21 @@ class Ending(TenantSessions):
     ) -> SessionSummary:
         """End a session at once: a turn that is running on it can't store anything any more.
 
-        Ending it again changes nothing, and tells the same.
+        Ending it again changes nothing, and tells the same. What has run out by the clock keeps that reason.
 
         Raises:
             SessionNotFoundError: There is none.
         """
         if reason not in _CHOSEN:
             raise InvalidError("REASON", f"reason must be one of {', '.join(_CHOSEN)}", field="reason")
-        key = await self._owned(session_id)
-        amended, _ = await self._end(key, reason)
+        key = self._session_key(session_id)
+        opened = await self.store.open(key, wanted=Wanted(values=False))
+        why: EndReason = reason
+        if (row := opened.row) is not None:
+            self._check_owner(key, row.belongs_to)
+            if row.stamps.status(opened.now) == "ended":
+                why = "expired" if row.expires else "idle"  # of one that somebody ended, the first reason stays anyway
+        amended, _ = await self._end(key, why)
         return _summary(record_from(key, amended.row, amended.revision, max(amended.now, amended.row.ended_at or 0)))
 
     async def end_all(self, user_id: str | None = None, *, except_session_id: str | None = None) -> EndedSessions:
