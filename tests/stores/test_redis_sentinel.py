@@ -8,6 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 from redis.asyncio import Sentinel as SentinelClient
+from redis.connection import Connection
 
 from agent_sessions import SessionManager, Settings
 from agent_sessions.errors import StoreUnavailableError
@@ -16,6 +17,7 @@ from agent_sessions.stores.redis import RedisStore
 from tests.conftest import need_redis
 from tests.redis_cluster import wait_until
 from tests.redis_sentinels import SERVICE, WatchedRedis
+from tests.redis_server import RedisServer
 
 from .redis_turns import KEY, change, start_turn
 
@@ -33,6 +35,16 @@ def store_of(watched: WatchedRedis) -> RedisStore:
     nodes = ",".join(f"{host}:{port}" for host, port in watched.addresses)
     redis = RedisSettings(url="redis://nowhere", sentinel=SentinelSettings(nodes=nodes, service_name=SERVICE))  # type: ignore[arg-type]
     return RedisStore.from_settings(Settings(type="redis", redis=redis))
+
+
+def wait_for_the_replica(primary: RedisServer) -> None:
+    """Until it has all that was written so far. WAIT counts from the last write of its own connection."""
+    connection = Connection(port=primary.port, protocol=2, socket_timeout=30)
+    for command in (("SET", "mark", 1), ("WAIT", 1, 10_000)):
+        connection.send_command(*command)
+        answer = connection.read_response()
+    connection.disconnect()
+    assert answer == 1
 
 
 async def test_the_sentinels_name_the_primary(watched: WatchedRedis) -> None:
@@ -109,7 +121,7 @@ async def test_turns_go_on_with_the_server_that_takes_over(watched: WatchedRedis
     await start_turn(manager.store, "holder")
     running, waiting = asyncio.create_task(turns()), asyncio.create_task(waits())
     await in_the_middle.wait()
-    assert await asyncio.to_thread(first.raw, "WAIT", 1, 10_000) == 1  # else what the replica lacks is lost
+    await asyncio.to_thread(wait_for_the_replica, first)  # else what it lacks is lost
     first.kill()
     go_on.set()
     await asyncio.wait_for(running, 15)
