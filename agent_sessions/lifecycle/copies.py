@@ -117,6 +117,8 @@ def from_json(data: object) -> Imported:
         document = msgspec.convert(data, Document)
     except msgspec.ValidationError as error:
         raise _invalid(f"this is no exported session: {error}") from None
+    except UnicodeEncodeError:
+        raise _invalid("this is no exported session: there is a lone surrogate in its text") from None
     record = document.record
     content = Content(
         course=Course(record.started_at, record.active_at, record.ended_at, record.expires_at),
@@ -158,6 +160,8 @@ def _check(content: Content) -> None:
     for part in (*content.values, *content.logs, *content.collections):
         check_name(part.namespace, "namespace")
         check_name(part.name, "name")
+    for name in (*content.counters, *content.fields):
+        check_name(name, "name")
     for entries in content.collections.values():
         for name in entries:
             check_collection_key(name)
