@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from random import sample
 from typing import Literal
 
 from ..durations import duration, milliseconds
@@ -17,6 +18,8 @@ from .tenant import BATCH, EndReason, TenantSessions
 
 _CHOSEN = END_REASONS[:3]
 _PASSES = 10
+_MOST_PARTS = 8
+"""Into so many parts at most a page of what has run out is cut where others sweep, too."""
 
 
 @dataclass(frozen=True)
@@ -121,17 +124,20 @@ class Ending(TenantSessions):
 
     async def _expire_run_out(self, dry_run: bool, limit: int) -> list[str]:
         told: list[str] = []
-        looked_at = 0
+        looked_at, parts = 0, 1
         while looked_at < limit:
             asked = limit if dry_run else min(BATCH, limit - looked_at)
-            page = await self.store.run_out(self.tenant_id, "session", limit=asked)
-            looked_at += len(page.found)
-            reasons: dict[str, EndReason] = {
-                found.id: "expired" if found.row.expires else "idle" for found in page.found
-            }
-            told += [*reasons] if dry_run else await self._expire(reasons)
-            if dry_run or len(page.found) < asked:
+            found = (await self.store.run_out(self.tenant_id, "session", limit=asked)).found
+            is_last = len(found) < asked
+            if parts > 1:  # who sweeps at the same time has the same page: each takes another part of it
+                found = sample(found, -(-len(found) // parts))
+            looked_at += len(found)
+            reasons: dict[str, EndReason] = {one.id: "expired" if one.row.expires else "idle" for one in found}
+            ended = [*reasons] if dry_run else await self._expire(reasons)
+            told += ended
+            if dry_run or (is_last and (parts == 1 or not ended)):
                 break
+            parts = max(1, parts // 2) if len(ended) == len(found) else _MOST_PARTS
         return told
 
     async def _expire_older(self, age_ms: int, dry_run: bool, limit: int) -> list[str]:

@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 from collections.abc import Awaitable
+from secrets import token_bytes
 
-from agent_sessions import SessionManager
+from agent_sessions import MemoryStore, SessionManager
 from agent_sessions.errors import SessionError
+from agent_sessions.stores.base import Amend, Amended, Key, Kind, Page
 from agent_sessions.testing import FakeClock
 from tests.lifecycle.conftest import Everywhere
 from tests.support import alone
@@ -107,6 +109,33 @@ async def test_three_that_expire_tell_each_session_once(everywhere: Everywhere, 
     assert sorted(id for run in runs for id in run.session_ids) == ids
     assert sorted(heard) == ids
     assert [run.expired for run in await asyncio.gather(*(manager.expire_idle() for manager in managers))] == [0] * 3
+
+
+async def test_who_finds_ended_what_is_on_a_page_takes_parts_of_the_next_ones() -> None:
+    """Else all who expire at the same time would go through all pages together."""
+    tried: list[int] = []
+
+    class Overtaking(MemoryStore):
+        async def run_out(self, tenant: str, kind: Kind, *, limit: int = 100) -> Page:
+            page = await super().run_out(tenant, kind, limit=limit)
+            if not tried:
+                for found in page.found:
+                    await super().amend(Key(tenant, kind, found.id), Amend(id=token_bytes(8), end=True))
+            tried.append(0)
+            return page
+
+        async def amend(self, key: Key, amend: Amend) -> Amended:
+            tried[-1] += 1
+            return await super().amend(key, amend)
+
+    clock = FakeClock()
+    manager = SessionManager(Overtaking(clock=clock))
+    for _ in range(625):
+        await manager.create()
+    clock.advance(DAY + HOUR)
+    assert (await manager.expire_idle()).expired == 425
+    assert tried == [200, 25, 50, 100, 200, 50]
+    assert (await manager.expire_idle()).expired == 0
 
 
 async def test_what_is_held_is_not_expired_for_its_age(everywhere: Everywhere, clock: FakeClock) -> None:
