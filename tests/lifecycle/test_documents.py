@@ -177,7 +177,7 @@ def b64(data: bytes) -> str:
         ("record.fields." + "x" * 129, b64(b"\x01")),
         ("record.user_id", "\ud800"),
         ("values.default.deep", "\ud800"),
-        ("logs", {"\ud800": {}}),
+        ("logs", {"\ud800": {"items": [b64(b"\x01")]}}),
         ("record.fields.metadata", b64(b"\x81\x01\x02")),
         ("record.fields.metadata", b64(b"\x01")),
         ("record.fields.metadata", b64(b"\xc1\x01")),
