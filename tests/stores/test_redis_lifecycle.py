@@ -178,6 +178,17 @@ async def test_what_is_gone_is_taken_out_of_the_index(servers: dict[str, Any]) -
     await store.aclose()
 
 
+@pytest.mark.parametrize("servers", ["one server"], indirect=True)
+async def test_an_index_does_not_outlast_a_last_session_whose_end_was_moved_to_the_past(
+    store: RedisStore, servers: dict[str, Any]
+) -> None:
+    made = await store.commit(KEY, change(ttl_ms=None))
+    assert made.row is not None
+    past = made.row.started_at - 1_000
+    await store.amend(KEY, Amend(id=os.urandom(8), lifetime=Lifetime(retention_ms=0), expires_at=past))
+    assert servers["backend"].command("PTTL", "ak:sessions:{s@default}:i") != -1
+
+
 async def test_a_turn_that_an_end_refuses_does_not_bring_its_place_back(servers: dict[str, Any]) -> None:
     store, other = connect(servers), connect(servers)
     version = (await store.commit(KEY, change(lifetime=HALF_HOUR, belongs_to="ann"))).version

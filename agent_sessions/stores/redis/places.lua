@@ -106,9 +106,8 @@ local function go_with_last(index, now, gone, slack)
     local last = call('ZREVRANGE', index, 0, 0, 'WITHSCORES')[2]
     gone = last and time_of(time_in(last)) or gone
   end
-  if gone < INFINITY and left < gone - now then
-    expire(index, math.floor(math.max(gone - now, 0) * 9 / 8) + 1 + slack)
-  end
+  local rest = math.max(gone - now, 0)
+  if rest < INFINITY and left < rest then expire(index, math.floor(rest * 9 / 8) + 1 + slack) end
 end
 
 -- Of what was read of some shelves, members and scores in turn, the earliest that is left, or the latest. It goes on to
