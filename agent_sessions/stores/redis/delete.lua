@@ -1,8 +1,8 @@
 -- Removes a session with all its parts. Waiters keep their places, and the first one gets the lease.
 --
 -- KEYS  as in commit.lua; the last one is the tombstone of this very deletion
--- ARGV  1: now, 1 if the caller waits for replicas, the user whose index is declared (as in common.lua), the user whom the
---       session is known to belong to, the session's id in the index
+-- ARGV  1: now, 1 if the caller waits for replicas, the user whose index is declared (as in common.lua), the user whom
+--       the session is known to belong to, the session's id in the index
 -- Replies {1 removed or 0 it was absent, started at}, or {'K', registry, belongs to}: declare these too and repeat
 
 local TOMBSTONE_MS = 60000
