@@ -102,7 +102,9 @@ for i = 1, n_logs do
     count, last = count - pop, struct.unpack('>I6', call('LINDEX', key, -pop - 1))
   end
   if items > 0 then count, last = count + items, issued + items end
-  logs[i] = {key = key, clear = clear and held > 0, pop = not clear and pop or 0, items = take(items), n = items, issued = issued}
+  logs[i] = {
+    key = key, clear = clear and held > 0, pop = not clear and pop or 0, items = take(items), n = items, issued = issued,
+  }
   set_entry(part, count, last, issued + items)
 end
 
