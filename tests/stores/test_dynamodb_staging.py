@@ -399,6 +399,22 @@ async def test_a_session_made_again_when_its_time_was_over_keeps_nothing_of_its_
     await store.aclose()
 
 
+async def test_a_commit_that_makes_a_session_twice_is_not_taken_for_itself(dynamodb: DynamoDB) -> None:
+    """By who remembers the first one, which had the same id."""
+    clock = FakeClock()
+    store, other = dynamodb.store(clock), dynamodb.store(clock)
+    commit = change(ttl_ms=1000, logs=append(b"1"))
+    await store.commit(KEY, commit)
+    assert await read_log(other, KEY) == [b"1"]
+    clock.advance(1)
+    await store.commit(KEY, commit)
+    clock.advance(1)
+    await other.commit(KEY, change(logs=append(b"new")))
+    assert dynamodb.kinds() == {"L": 1}
+    await store.aclose()
+    await other.aclose()
+
+
 async def test_a_scan_passes_leases_on_absent_keys_of_any_name(dynamodb: DynamoDB, store: Store) -> None:
     long = Key("acme", "session", "👩" * 256)
     assert await take(store, long, "us")

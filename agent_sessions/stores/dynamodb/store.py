@@ -414,8 +414,8 @@ class DynamoDBStore:
             condition += " AND attribute_not_exists(c)"
             change.stay_for(seconds(now) + DAY)
             return await self._requests.update(place, change.expression, change.values, condition)
-        condition += " AND c = :was"
-        change.given(was=binary(record.commits.ids)).end_life()
+        condition += " AND l = :life_was AND c = :was"
+        change.given(life_was=binary(record.names.id), was=binary(record.commits.ids)).end_life()
         taken = 0 if record.lease is None else min(record.lease.since, now)
         not_before = taken + READERS_GONE_MS
         change.add("gb", frozenset((garbage(record.names.everything, not_before if not_before > now else 0),)))

@@ -316,9 +316,12 @@ class Change:
         return self.set("g", optional(gone_at)).set("w", optional(record.runs_out_at))
 
     def as_found(self, record: Record) -> str:
-        """The condition that nobody has committed or amended since a record was read."""
-        self.given(was=binary(record.commits.ids), rest_was=binary(record.rest))
-        return "c = :was AND y = :rest_was"
+        """The condition that nobody has committed or amended since a record was read.
+
+        A commit that is sent again after its session's time makes one of the same id, but of another life.
+        """
+        self.given(life_was=binary(record.names.id), was=binary(record.commits.ids), rest_was=binary(record.rest))
+        return "l = :life_was AND c = :was AND y = :rest_was"
 
     def end_life(self) -> Change:
         """Take the life out of the record: the key is absent then. Its user's listing still leads to it."""
