@@ -12,14 +12,14 @@ from typing import Any
 
 import pytest
 
-from agent_sessions.errors import SessionBusyError, StoreUnavailableError
+from agent_sessions.errors import SessionBusyError, SessionConflictError, StoreUnavailableError
 from agent_sessions.stores.base import Amend, CollectionChange, Key, LogWanted, Part, Store, Wanted
 from agent_sessions.stores.lifetime import Lifetime
 from agent_sessions.testing import FakeClock
 from agent_sessions.testing.conformance.harness import CHECKPOINTS, LOG, append, change, new_id, read_log, take
 from tests.dynamodb import RECORD, DynamoDB
 
-from .dynamodb_proxy import Decision, Holding, proxy
+from .dynamodb_proxy import Decision, Holding, dying, proxy
 
 KEY = Key("acme", "session", "s-1")
 LEASE_S = 30
@@ -158,7 +158,7 @@ class Stamps:
         return session
 
     def _see(self, params: dict[str, Any], **_: Any) -> None:
-        if params["UpdateExpression"] in ("SET x = :x", "REMOVE x"):
+        if params["UpdateExpression"] == "SET x = :x":
             self.times[params["Key"]["k"]["B"]].append(self._clock.now_ms() // 1000)
 
 
@@ -239,10 +239,103 @@ async def test_no_late_stamp_reaches_a_session_that_has_no_end_any_more(
     held.may_go_on.set()
     await ending
     assert expiries(dynamodb) == [None] * 3
-    await store.commit(KEY, change(logs=append(b"4")))
     (record,) = dynamodb.records()
     assert "h" not in record
     await slow.aclose()
+
+
+async def test_no_stamp_is_taken_off_late(dynamodb: DynamoDB, store: Store, clock: FakeClock) -> None:
+    """A commit that would take the end away stays on its way while another one keeps it."""
+    held = Holding("TransactWriteItems", lambda params: "ConditionCheck" in params["TransactItems"][0])
+    first = await store.commit(KEY, change(ttl_ms=WEEK_MS, logs=append(b"1")))
+    slow = dynamodb.store(clock, make_session=held.make_session)
+    lasting = asyncio.create_task(slow.commit(KEY, change(expected=first.version, logs=append(b"2"))))
+    await held.on_its_way.wait()
+    await store.commit(KEY, change(ttl_ms=WEEK_MS, logs=append(b"3")))
+    held.may_go_on.set()
+    with pytest.raises(SessionConflictError):
+        await lasting
+    assert len(expiries(dynamodb)) == 2
+    assert None not in expiries(dynamodb)
+    await slow.aclose()
+
+
+def is_known(dynamodb: DynamoDB) -> bool:
+    """Whether what lacks a TTL under a session that has an end, can be found again: its record has none either."""
+    lacking = {item["p"]["S"] for item in dynamodb.items() if "x" not in item}
+    records = [item for item in dynamodb.records() if "g" in item and item["p"]["S"] in lacking]
+    return all(int(record["x"]["N"]) == 253_402_300_799 for record in records)
+
+
+def is_commit(arguments: dict[str, Any]) -> bool:
+    """Whether a request is the transaction of a commit."""
+    return "Update" in arguments.get("TransactItems", [{}])[0]
+
+
+FAULTS: list[Decision] = ["lose the request", "lose the reply"]
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+async def test_who_dies_over_the_ttl_of_a_session_that_got_an_end_leaves_it_to_the_next_write(
+    dynamodb: DynamoDB, store: Store, clock: FakeClock, fault: Decision
+) -> None:
+    left = 0
+    for requests in range(4):
+        key = KEY._replace(id=f"s-{requests}")
+        await store.commit(key, change(logs=append(b"1"), values={Part("a", "b"): b"1"}))
+        async with dying(dynamodb, requests, fault, is_commit, clock) as dead:
+            await dead.commit(key, change(ttl_ms=WEEK_MS, logs=append(b"2")))
+        left += None in expiries(dynamodb)
+        assert is_known(dynamodb)
+        await store.commit(key, change(ttl_ms=WEEK_MS))
+        assert None not in expiries(dynamodb)
+        (record,) = [item for item in dynamodb.records() if item["p"]["S"].endswith(key.id)]
+        assert int(record["x"]["N"]) < 253_402_300_799
+    assert left
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+async def test_who_dies_over_the_ttl_of_a_session_that_is_to_have_no_end_leaves_it_to_the_next_write(
+    dynamodb: DynamoDB, store: Store, clock: FakeClock, fault: Decision
+) -> None:
+    left = 0
+    for requests in range(5):
+        key = KEY._replace(id=f"s-{requests}")
+        await store.commit(key, change(ttl_ms=WEEK_MS, logs=append(b"1"), values={Part("a", "b"): b"1"}))
+        async with dying(dynamodb, requests, fault, clock=clock) as dead:
+            with pytest.raises(StoreUnavailableError):
+                await dead.commit(key, change(logs=append(b"2")))
+        left += None in expiries(dynamodb)
+        assert is_known(dynamodb)
+        await store.commit(key, change(ttl_ms=WEEK_MS))
+        assert None not in expiries(dynamodb)
+    assert left
+
+
+@pytest.mark.parametrize("after", ["a lease", "an amendment", "a scan", "a commit of a new life, though it dies"])
+async def test_what_was_left_without_a_ttl_gets_it_with(
+    dynamodb: DynamoDB, store: Store, clock: FakeClock, after: str
+) -> None:
+    await store.commit(KEY, change(logs=append(b"1"), values={Part("a", "b"): b"1"}))
+    async with dying(dynamodb, 1, "lose the reply", lambda arguments: "TransactItems" not in arguments, clock) as dead:
+        await dead.amend(KEY, Amend(id=new_id(), end=True, lifetime=Lifetime(retention_ms=WEEK_MS)))
+    assert expiries(dynamodb) == [None, None]
+    assert is_known(dynamodb)
+    if after == "an amendment":
+        await store.amend(KEY, Amend(id=new_id(), lifetime=Lifetime(retention_ms=2 * WEEK_MS)))
+    else:
+        clock.advance(60 * DAY)
+    if after == "a lease":
+        assert await take(store, KEY, "us")
+    elif after == "a scan":
+        assert not (await store.scan()).keys
+    elif after != "an amendment":
+        async with dying(dynamodb, 0, "lose the request", is_commit, clock) as dead:
+            await dead.commit(KEY, change(ttl_ms=WEEK_MS, logs=append(b"2")))
+        assert len(expiries(dynamodb)) == 3
+    assert None not in expiries(dynamodb)
+    assert all((expires or 0) * 1000 > clock.now_ms() for expires in expiries(dynamodb))
+    assert clock.now_ms() // 1000 + DAY < int(dynamodb.records()[0]["x"]["N"]) < 253_402_300_799
 
 
 async def test_a_longer_time_to_live_reaches_all_items(dynamodb: DynamoDB, store: Store, clock: FakeClock) -> None:

@@ -11,14 +11,14 @@ import asyncio
 import os
 import random
 from collections.abc import Mapping
-from contextlib import AsyncExitStack, suppress
+from contextlib import AsyncExitStack
 
 import msgspec
 from msgspec import structs
 
 from agent_sessions.errors import SessionError, SessionNotFoundError, StoreUnavailableError
 from agent_sessions.stores.base import Amend, Amended, Key
-from agent_sessions.stores.dynamodb.expiry import expiry_of, keep_alive, let_go, sooner
+from agent_sessions.stores.dynamodb.expiry import expiry_of, keep_alive, sooner, unstamped
 from agent_sessions.stores.dynamodb.layout.keys import partition
 from agent_sessions.stores.dynamodb.layout.payloads import PIECE_BYTES, Pieces, Torn, large_of
 from agent_sessions.stores.dynamodb.layout.records import (
@@ -112,8 +112,8 @@ class Amendments:
         old_item, fields = await self._fields(place, found)
         gone_at = life.stamps.gone_at
         expires = expiry_of(gone_at, now)
-        stays_until = sooner(await keep_alive(self._requests, place, found, gone_at, now), expires)
-        plan = _plan(found, life, amend, fields, old_item, expires, stays_until, now)
+        kept = await keep_alive(self._requests, place, found, gone_at, now)
+        plan = _plan(kept.record, life, amend, fields, old_item, expires, sooner(kept.stays_until, expires), now)
         update = _update(plan, amend, now)
         if plan.ops:
             await self._stages.carry_out(key, place, plan, update, now)
@@ -121,11 +121,8 @@ class Amendments:
             change, values = update.change, update.change.values | update.given
             await self._requests.update(place, change.expression, values, update.condition)
         self._records.keep(place, plan.record)
-        if plan.garbage:
+        if plan.garbage or plan.record.unstamped is not None:
             self._records.keep(place, await self._stages.sweep(place, plan.record, now))
-        if found.gone_at is None and gone_at is not None:
-            with suppress(StoreUnavailableError):
-                await let_go(self._requests, place, plan.record, now)
         return plan.record, fields
 
     async def _fields(self, place: str, record: Record) -> tuple[Item | None, dict[str, bytes]]:
@@ -190,6 +187,7 @@ def _plan(
         parts=parts,
         runs_out_at=runs_out_at(life, found.runs_out_at, now),
         stays_until=stays_until,
+        unstamped=unstamped(found, life.stamps.gone_at, amend.id),
         garbage=found.garbage | swept,
     )
     return Plan(found, record, ops, pieces, expires, swept, {})

@@ -172,7 +172,7 @@ class Listing:
                 record = read_record(key, item)
                 if record.is_live(now):
                     live.append(key)
-                if record.garbage or record.pending:
+                if record.garbage or record.pending or record.unstamped is not None:
                     to_sweep.append((item["p"]["S"], record))
             last = reply.get("LastEvaluatedKey")
             if last is None:

@@ -21,7 +21,7 @@ from msgspec import Struct, structs
 
 from agent_sessions.errors import StoreUnavailableError
 from agent_sessions.stores.base import Discreet, Key
-from agent_sessions.stores.dynamodb.expiry import DAY, seconds
+from agent_sessions.stores.dynamodb.expiry import DAY, let_go, seconds
 from agent_sessions.stores.dynamodb.layout.keys import Names, Span
 from agent_sessions.stores.dynamodb.layout.payloads import Large, Torn, large_of, read_large
 from agent_sessions.stores.dynamodb.layout.records import (
@@ -187,9 +187,9 @@ class Stages:
     async def sweep(
         self, partition: str, record: Record, now: int, *, filled: frozenset[bytes] = frozenset()
     ) -> Record:
-        """Delete what nobody can reach any more, and let the record forget it; return what it is then.
+        """Delete what nobody can reach any more, and see that the rest has its TTL; return what the record is then.
 
-        If the store is away, it stays in the record, and whoever comes next will do it.
+        If the store is away, what is left to do stays in the record, and whoever comes next will do it.
 
         Args:
             partition: Where.
@@ -198,7 +198,8 @@ class Stages:
             filled: Stages of the caller's own, which it has filled in vain.
         """
         try:
-            return await self._sweep(partition, record, now, filled)
+            record = await self._sweep(partition, record, now, filled)
+            return await let_go(self._requests, partition, record, now)
         except StoreUnavailableError:
             return record
 

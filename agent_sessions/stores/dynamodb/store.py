@@ -45,7 +45,7 @@ from agent_sessions.stores.base import (
 )
 from agent_sessions.stores.commit_ring import overtaken
 from agent_sessions.stores.dynamodb.amending import Amendments
-from agent_sessions.stores.dynamodb.expiry import DAY, keep_alive, let_go, seconds
+from agent_sessions.stores.dynamodb.expiry import DAY, Kept, keep_alive, let_go, seconds
 from agent_sessions.stores.dynamodb.layout.keys import Names, partition
 from agent_sessions.stores.dynamodb.layout.payloads import Torn
 from agent_sessions.stores.dynamodb.layout.records import (
@@ -182,7 +182,7 @@ class DynamoDBStore:
             held = None if record.lease is None or record.lease.until <= now else record.lease.lease
             if not record.is_live(now):
                 if granted:
-                    await self._stages.sweep(place, record, now)
+                    await self._sweep(place, record, now)
                 return Opened(now=now, version=ABSENT, row=None, granted=granted, lease=held)
             try:
                 record = await self._records.whole(place, record)
@@ -203,7 +203,7 @@ class DynamoDBStore:
                     raise StoreUnavailableError(f"{name_of(key)} changes faster than it can be read") from None
                 continue
             if granted:
-                await self._stages.sweep(place, record, now)
+                await self._sweep(place, record, now)
             return _opened(record, contents, now, granted, held, known)
 
     async def _record(self, key: Key, lease: LeaseWanted | None, current: Record | None) -> tuple[Record, bool]:
@@ -224,6 +224,11 @@ class DynamoDBStore:
             record = await self._stages.finish(key, place, record)
         self._records.keep(place, record)
         return record, granted
+
+    async def _sweep(self, place: str, record: Record, now: int) -> None:
+        swept = await self._stages.sweep(place, record, now)
+        if swept is not record:
+            self._records.keep(place, swept)
 
     # ------------------------------------------------------------------------------------------------- commit
 
@@ -305,8 +310,9 @@ class DynamoDBStore:
         old = found if found.is_live(now) else NOTHING
         planner = Planner(self._requests, place, key, found, commit, now)
         gone_at = planner.life.stamps.gone_at
-        stays = await keep_alive(self._requests, place, old, gone_at, now) if old is not NOTHING else None
-        return await planner.plan(stays)
+        if old is NOTHING:  # what is left of an earlier life, and lacks its TTL, would be out of sight
+            return await planner.plan(Kept(await let_go(self._requests, place, found, now), None))
+        return await planner.plan(await keep_alive(self._requests, place, old, gone_at, now))
 
     async def _stored(self, key: Key, place: str, plan: Plan, old: Record, now: int) -> Committed:
         """What follows a commit that is stored: its last steps, which anybody else would do as well."""
@@ -323,8 +329,6 @@ class DynamoDBStore:
                 while record.stage is not None:
                     record = await self._stages.finish(key, place, record)
             self._records.keep(place, await self._stages.sweep(place, record, now))
-            if old is not NOTHING and old.gone_at is None and record.gone_at is not None:
-                await let_go(self._requests, place, record, now)
         previous_tag = plan.record.record_tag if old is NOTHING else old.record_tag
         return Committed(
             plan.record.commits.version, old.commits.version, plan.record.row(None), previous_tag, plan.heads
@@ -356,7 +360,7 @@ class DynamoDBStore:
         record = await self._leases.release(key, owner)
         if record is not None:
             self._records.keep(partition(key), record)
-            await self._stages.sweep(partition(key), record, self._times.now_ms())
+            await self._sweep(partition(key), record, self._times.now_ms())
 
     async def unlock(self, key: Key) -> Lease | None:
         """See `Store.unlock`."""

@@ -12,7 +12,7 @@ from msgspec import Struct, field
 from agent_sessions.errors import CommitTooLargeError
 from agent_sessions.stores.base import CollectionChange, Commit, Discreet, Key, LogChange, LogHead, Part
 from agent_sessions.stores.commit_ring import CommitRing
-from agent_sessions.stores.dynamodb.expiry import expiry_of, sooner
+from agent_sessions.stores.dynamodb.expiry import Kept, expiry_of, sooner, unstamped
 from agent_sessions.stores.dynamodb.layout.keys import Names, Span
 from agent_sessions.stores.dynamodb.layout.parts import MOST_IN_RECORD, Changes, Parts, encode
 from agent_sessions.stores.dynamodb.layout.payloads import PIECE_BYTES, Large, Pieces, large_of, with_expiry
@@ -150,11 +150,11 @@ class Planner:
             self._garbage.add(garbage(found.names.everything))  # of a life that is past its end
         self._heads: dict[Part, LogHead] = {}
 
-    async def plan(self, stays_until: int | None) -> Plan:
+    async def plan(self, kept: Kept) -> Plan:
         """The commit as a plan.
 
         Args:
-            stays_until: Until when all items that there are stay.
+            kept: The record as it is by now, and until when all items that there are stay.
 
         Raises:
             CommitTooLargeError: The session has too many parts.
@@ -182,14 +182,15 @@ class Planner:
             rest=encode_rest(self.life, fields_tag),
             fields_tag=fields_tag,
             runs_out_at=runs_out_at(self.life, self._old.runs_out_at, self._now),
-            stays_until=expires if self._old is NOTHING else sooner(stays_until, expires),
+            stays_until=sooner(kept.stays_until, expires),
+            unstamped=unstamped(self._old, self.life.stamps.gone_at, commit.id),
             lease=self._lease(),
             pending=self._found.pending,
             garbage=self._found.garbage | self._garbage,
             deletions=self._found.deletions,
         )
         return Plan(
-            self._found, record, list(self._ops.values()), self._pieces, expires, frozenset(self._garbage), self._heads
+            kept.record, record, list(self._ops.values()), self._pieces, expires, frozenset(self._garbage), self._heads
         )
 
     def _commits(self) -> CommitRing:

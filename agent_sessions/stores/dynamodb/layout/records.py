@@ -12,6 +12,7 @@ It is kept under 1 KB, since a write costs by the size of the whole item: what m
 | `w` | a time, not after `e`, from which on it may have run out; only of a session that can, and has not been ended |
 | `m`, `y` | record tag; the rest of the life (`Rest`), which each amendment changes |
 | `h`, `x` | until when all other items stay at least; the TTL of DynamoDB |
+| `z` | 8 bytes, new with each try: the session has an end, and items that may lack a TTL |
 | `b`, `n` | to whom the session belongs; tenant and id, where the partition's name is a hash |
 | `t`, `u` | keys of the indexes, with `a`, `s` and `w`: tenant's shard, user |
 | `lo`, `ln`, `ls`, `lx`, `lm` | lease: owner, a random number for each renewal, since, until, length |
@@ -78,7 +79,9 @@ class Record(Discreet, Struct, frozen=True):
     runs_out_at: int | None = None
     """The time under which it is in the index of what may have run out."""
     stays_until: int | None = None
-    """Seconds until which no other item of the life goes; None: for ever."""
+    """Seconds until which no other item of the life goes; None: for ever, as the session does."""
+    unstamped: bytes | None = None
+    """Not None: the session has an end, but some of its items may have no TTL yet. Then the record has none either."""
     lease: Held | None = None
     stage: bytes | None = None
     pending: frozenset[bytes] = frozenset()
@@ -93,6 +96,13 @@ class Record(Discreet, Struct, frozen=True):
     def gone_at(self) -> int | None:
         """From when on it does not."""
         return None if self.life is None else self.life.stamps.gone_at
+
+    @property
+    def goes_at(self) -> int:
+        """The TTL of the record itself, in seconds."""
+        if self.gone_at is None or self.stays_until is None or self.unstamped is not None:
+            return NEVER
+        return self.stays_until + _TO_SWEEP_FIRST
 
     @property
     def record_tag(self) -> bytes:
@@ -215,6 +225,7 @@ def read_record(key: Key, item: Item | None) -> Record:
         fields_tag=rest.fields_tag or life.record_tag,
         runs_out_at=_int(item, "w"),
         stays_until=_int(item, "h"),
+        unstamped=_bytes(item, "z"),
         stage=_bytes(item, "st"),
         **common,
     )
@@ -304,8 +315,8 @@ class Change:
         self.set("d", binary(encode(record.changes)))
         self.set("m", binary(life.record_tag)).set("y", binary(record.rest))
         self.set("a", number(life.course.active_at)).set("h", optional(record.stays_until))
-        stays_until = None if record.gone_at is None else record.stays_until
-        return self.set("x", number(NEVER if stays_until is None else stays_until + _TO_SWEEP_FIRST))
+        self.set("z", None if record.unstamped is None else binary(record.unstamped))
+        return self.set("x", number(record.goes_at))
 
     def times(self, record: Record) -> Change:
         """When it idles, ends, and goes."""
@@ -316,16 +327,20 @@ class Change:
         return self.set("g", optional(gone_at)).set("w", optional(record.runs_out_at))
 
     def as_found(self, record: Record) -> str:
-        """The condition that nobody has committed or amended since a record was read.
+        """The condition that nobody has committed or amended, or begun to change its items' TTL, since it was read.
 
         A commit that is sent again after its session's time makes one of the same id, but of another life.
         """
         self.given(life_was=binary(record.names.id), was=binary(record.commits.ids), rest_was=binary(record.rest))
-        return "l = :life_was AND c = :was AND y = :rest_was"
+        condition = "l = :life_was AND c = :was AND y = :rest_was"
+        if record.unstamped is None:
+            return f"{condition} AND attribute_not_exists(z)"
+        self.given(z_was=binary(record.unstamped))
+        return f"{condition} AND z = :z_was"
 
     def end_life(self) -> Change:
         """Take the life out of the record: the key is absent then. Its user's listing still leads to it."""
-        self.remove("f", "v", "c", "l", "d", "s", "i", "e", "w", "m", "y", "h", "b", "t", "st")
+        self.remove("f", "v", "c", "l", "d", "s", "i", "e", "w", "m", "y", "h", "z", "b", "t", "st")
         return self.set("g", number(DELETED))
 
     def forget_life(self) -> Change:
