@@ -75,7 +75,7 @@ class SessionManager(Lifecycle):
         ttl = self.settings.session_ttl
         self.ttl_ms = None if ttl is None else round(ttl.total_seconds() * 1000)
         self._listeners = Listeners()
-        self.policies = Policies(self.store, self.settings.policy)
+        self.policies = Policies(self.store, self.settings.policy, self.ttl_ms)
         self._cache = ImageCache(self.settings.cache.size, self.settings.cache.max_bytes)
         self.leases = LeaseKeeper(self.store, self.lease_ms)
 
@@ -389,7 +389,7 @@ class SessionManager(Lifecycle):
     ) -> Turn:
         held, owner = self._cache.get(key), new_owner()
         wanted = held.wanted(_parts(logs))
-        lifetime = None if self.policies.has_read(key.tenant) else asyncio.ensure_future(self._lifetime())
+        reading = None if self.policies.is_known(key.tenant) else asyncio.ensure_future(self._lifetime())
         try:
             opened = await self._take(key, owner, wanted, held, wait_s, observation)
             image = held.learned(opened, wanted)
@@ -399,14 +399,14 @@ class SessionManager(Lifecycle):
             _check_not_ended(key, image)
             if image.row is not None and (image.row.idle_at or math.inf) < opened.now + self.lease_ms:
                 await self.store.renew(key, owner, self.lease_ms)  # it must not idle, end or go while the turn runs
-            in_force = await (self._lifetime() if lifetime is None else lifetime)
+            in_force = await (self._lifetime() if reading is None else reading)
         except BaseException:
             await self._release(key, owner)
             raise
         finally:
-            if lifetime is not None:
-                lifetime.cancel()
-                await asyncio.gather(lifetime, return_exceptions=True)
+            if reading is not None:
+                reading.cancel()
+                await asyncio.gather(reading, return_exceptions=True)
         self.leases.hold(key, owner)
         return self._turn(key, image, user_id, commit, in_force, owner=owner)
 

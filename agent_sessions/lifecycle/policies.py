@@ -69,6 +69,7 @@ class _Known(Struct):
     """A policy as it was read."""
 
     policy: Policy
+    lifetime: Lifetime
     at: float
     is_refreshed: bool = False
     """Whether it is being read again, or could not be."""
@@ -81,27 +82,34 @@ class Policies:
     for its policy first, and so enters it.
     """
 
-    def __init__(self, store: Store, configured: Policy) -> None:
+    def __init__(self, store: Store, configured: Policy, ttl_ms: int | None) -> None:
         self._store = store
         self._configured = configured
+        self._ttl_ms = ttl_ms
         self._read: OrderedDict[str, _Known] = OrderedDict()
         self._loading: WeakKeyDictionary[asyncio.AbstractEventLoop, dict[str, _Loading]]
         self._loading = WeakKeyDictionary()
 
     async def of(self, tenant: str) -> Policy:
         """The policy of a tenant. It is read once, and then again beside the work that asks for it."""
-        found = self._read.get(tenant)
-        if found is None or not self.has_read(tenant):
-            return await self._load_once(tenant)
-        if found.at + FRESH_S < time.monotonic() and not found.is_refreshed:
+        return (self._known(tenant) or await self._load_once(tenant)).policy
+
+    async def lifetime(self, tenant: str) -> Lifetime:
+        """What it makes of the lifetime of a session."""
+        return (self._known(tenant) or await self._load_once(tenant)).lifetime
+
+    def is_known(self, tenant: str) -> bool:
+        """Whether the policy of a tenant is known here, so that nothing waits for it."""
+        return self._known(tenant) is not None
+
+    def _known(self, tenant: str) -> _Known | None:
+        found, now = self._read.get(tenant), time.monotonic()
+        if found is None or found.at + STALE_S < now:
+            return None
+        if found.at + FRESH_S < now and not found.is_refreshed:
             found.is_refreshed = True  # others need not read it as well
             spawn(partial(self._refresh, tenant))
-        return found.policy
-
-    def has_read(self, tenant: str) -> bool:
-        """Whether the policy of a tenant is known here, so that `of` does not wait."""
-        found = self._read.get(tenant)
-        return found is not None and time.monotonic() <= found.at + STALE_S
+        return found
 
     async def get(self, tenant: str | None) -> Policy | None:
         """What is stored for a tenant, or for all (None)."""
@@ -129,7 +137,7 @@ class Policies:
                 return
             after = entries[-1][0]
 
-    async def _load_once(self, tenant: str) -> Policy:
+    async def _load_once(self, tenant: str) -> _Known:
         """Load it for all on this event loop that ask at once; no longer when none of them waits for it any more."""
         all_loading = self._loading.setdefault(asyncio.get_running_loop(), {})
         loading = all_loading.get(tenant)
@@ -148,7 +156,7 @@ class Policies:
         finally:
             loading.waiting -= 1
 
-    async def _load(self, tenant: str) -> Policy:
+    async def _load(self, tenant: str) -> _Known:
         entry = (_TENANTS, _entry_of(tenant))
         for_all, own, listed = await together(
             (
@@ -160,8 +168,7 @@ class Policies:
         if listed.row is None or listed.entries == [None]:
             await self._enter(tenant)
         policy = (_stored(own) or Policy()).over((_stored(for_all) or Policy()).over(self._configured))
-        self._keep(tenant, policy)
-        return policy
+        return self._keep(tenant, policy)
 
     async def _enter(self, tenant: str) -> None:
         """Put a tenant on the list, as others may be doing."""
@@ -186,10 +193,11 @@ class Policies:
         except SessionError as error:
             logger.warning("the policy of tenant %r could not be read again (%s)", tenant, error.code)
 
-    def _keep(self, tenant: str, policy: Policy) -> None:
-        self._read[tenant] = _Known(policy, time.monotonic())
+    def _keep(self, tenant: str, policy: Policy) -> _Known:
+        known = self._read[tenant] = _Known(policy, lifetime_of(policy, self._ttl_ms), time.monotonic())
         if len(self._read) > _MOST_KEPT:
             self._read.popitem(last=False)
+        return known
 
 
 _RECORD = Wanted(values=False)
@@ -200,11 +208,11 @@ _TENANTS = Part("tenants", "all")
 class _Loading:
     """A policy on its way, and how many wait for it."""
 
-    task: asyncio.Task[Policy]
+    task: asyncio.Task[_Known]
     waiting: int = 0
 
 
-def _forget(all_loading: dict[str, _Loading], tenant: str, task: asyncio.Task[Policy]) -> None:
+def _forget(all_loading: dict[str, _Loading], tenant: str, task: asyncio.Task[_Known]) -> None:
     if tenant in all_loading and all_loading[tenant].task is task:
         del all_loading[tenant]
     if task.done() and not task.cancelled():

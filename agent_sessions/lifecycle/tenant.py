@@ -19,7 +19,7 @@ from ..stores.lifetime import Lifetime, Status
 from ..turns.cache import ImageCache
 from ..turns.commits import repeated, store_amend, store_delete
 from ..turns.leases import LeaseKeeper
-from .policies import Policies, lifetime_of
+from .policies import Policies
 from .users import UserKeys
 
 T = TypeVar("T")
@@ -65,7 +65,7 @@ class TenantSessions:
         return Key(self.tenant_id, "session", check_id(session_id, "session_id"))
 
     async def _lifetime(self) -> Lifetime:
-        return lifetime_of(await self.policies.of(self.tenant_id), self.ttl_ms)
+        return await self.policies.lifetime(self.tenant_id)
 
     # ------------------------------------------------------------------------------------------------ who is asking
 

@@ -30,7 +30,7 @@ class Life(Struct, frozen=True):
     lifetime: Lifetime
     writes: int
     """How many times it changed."""
-    own: dict[str, int | None]
+    own: Own
 
     def packed(self) -> bytes:
         """As it is stored."""
@@ -128,9 +128,8 @@ def _unpack_lifetime(raw: bytes) -> Lifetime:
     return Lifetime(*(_time(raw[at : at + 6]) for at in range(0, 30, 6)))
 
 
-def _unpack_own(raw: bytes) -> dict[str, int | None]:
-    if raw == _NOTHING_OWN:
-        return {}
+@lru_cache(256)
+def _unpack_own(raw: bytes) -> Mapping[str, int | None]:
     names = [name for place, name in enumerate(Lifetime._fields) if raw[0] & 1 << place]
     return {name: _time(raw[at : at + 6]) for at, name in zip(range(1, len(raw), 6), names, strict=True)}
 

@@ -50,9 +50,13 @@ class Node:
 
         Who takes it gives it back.
         """
+        for place in self._places:
+            if not place.load and place.is_usable:
+                place.load = 1
+                return place
         self._places = [place for place in self._places if place.is_usable]
         best = min(self._places, key=lambda place: place.load, default=None)
-        if best is None or (best.load and len(self._places) < self._max_connections):
+        if best is None or len(self._places) < self._max_connections:
             # In a context of its own: who happened to need it first is nobody's business there.
             opening = asyncio.get_running_loop().create_task(self._opened(), context=Context())
             opening.add_done_callback(lambda task: task.cancelled() or task.exception())
