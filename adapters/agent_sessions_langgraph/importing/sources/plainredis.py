@@ -9,11 +9,10 @@ from langgraph.checkpoint.serde.base import SerializerProtocol
 from langgraph_checkpoint_plainredis import DEFAULT_PREFIX, RedisSaver
 
 from ..source import Original, Place, SourceError, read_through
-from .catalogue import Catalogue
-from .redis_client import client_of, name_of, redis_errors
+from .redis_client import OnRedis, name_of, redis_errors
 
 
-class PlainRedisSource:
+class PlainRedisSource(OnRedis):
     """Reads the keys of one prefix.
 
     Args:
@@ -23,10 +22,9 @@ class PlainRedisSource:
     """
 
     def __init__(self, uri: str, serde: SerializerProtocol, prefix: str = DEFAULT_PREFIX) -> None:
-        self._client = client_of(uri)
+        super().__init__(uri)
         self.name = f"plainredis {name_of(self._client, prefix)}"
         self._saver = RedisSaver(self._client, prefix=prefix, serde=serde)
-        self._catalogue = Catalogue()
         with redis_errors():
             for index, entry in self._client.hscan_iter(f"{prefix}:threads", count=1000):
                 of = json.loads(entry)
@@ -35,22 +33,9 @@ class PlainRedisSource:
         if not self.count():
             raise SourceError("there are no checkpoints of langgraph-checkpoint-plainredis")
 
-    def count(self) -> int:
-        return self._catalogue.count()
-
-    def threads(self, after: str | None, limit: int) -> list[str]:
-        return self._catalogue.threads(after, limit)
-
-    def places(self, thread_id: str) -> list[Place]:
-        return self._catalogue.places(thread_id)
-
     def read(self, thread_id: str, place: Place) -> Original | None:
         with redis_errors():
             return read_through(self._saver, thread_id, place, _no_paths)
-
-    def close(self) -> None:
-        self._catalogue.close()
-        self._client.close()
 
 
 def _no_paths(_: str, __: Place) -> dict[str, str]:

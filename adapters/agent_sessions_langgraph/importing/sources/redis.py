@@ -14,8 +14,7 @@ from langgraph.checkpoint.redis.util import from_storage_safe_id, from_storage_s
 from msgspec import structs
 
 from ..source import Original, Place, SourceError, SourceSerializer, TypeName, blocked, read_through
-from .catalogue import Catalogue
-from .redis_client import client_of, name_of, redis_errors
+from .redis_client import OnRedis, name_of, redis_errors
 
 DEFAULT_PREFIX = "checkpoint"
 
@@ -48,7 +47,7 @@ class StrictRedisSerializer(JsonPlusRedisSerializer, SourceSerializer):
             raise
 
 
-class RedisSource:
+class RedisSource(OnRedis):
     """Reads the documents of one prefix. Their index is made if it is missing; nothing else is written.
 
     Args:
@@ -58,10 +57,9 @@ class RedisSource:
     """
 
     def __init__(self, uri: str, serde: StrictRedisSerializer, prefix: str = DEFAULT_PREFIX) -> None:
-        self._client = client_of(uri)
+        super().__init__(uri)
         self.name = f"redis {name_of(self._client, prefix)}"
         self._serde = serde
-        self._catalogue = Catalogue()
         with redis_errors():
             for keys in _some(self._client.scan_iter(f"{_escaped(prefix)}:*", count=1000, _type="ReJSON-RL")):
                 self._catalogue.add(self._ids(keys))
@@ -77,15 +75,6 @@ class RedisSource:
             self._saver.setup()
         self._written = SyncCheckpointKeyRegistry(self._client)
 
-    def count(self) -> int:
-        return self._catalogue.count()
-
-    def threads(self, after: str | None, limit: int) -> list[str]:
-        return self._catalogue.threads(after, limit)
-
-    def places(self, thread_id: str) -> list[Place]:
-        return self._catalogue.places(thread_id)
-
     def read(self, thread_id: str, place: Place) -> Original | None:
         self._serde.blocked.clear()
         with redis_errors():
@@ -93,10 +82,6 @@ class RedisSource:
         if self._serde.blocked:
             raise blocked(self._serde.blocked[0])
         return None if original is None else structs.replace(original, checkpoint=_bare(original.checkpoint))
-
-    def close(self) -> None:
-        self._catalogue.close()
-        self._client.close()
 
     def _ids(self, keys: list[Any]) -> list[tuple[str, str, str]]:
         pipeline = self._client.pipeline(transaction=False)

@@ -8,7 +8,8 @@ from contextlib import contextmanager
 from redis import Redis
 from redis.exceptions import RedisError
 
-from ..source import SourceError
+from ..source import Place, SourceError
+from .catalogue import Catalogue
 
 CONNECT_S = 10
 ANSWER_S = 60
@@ -36,3 +37,24 @@ def redis_errors() -> Iterator[None]:
         yield
     except RedisError as error:
         raise SourceError(f"the Redis server can't be read: {error}") from error
+
+
+class OnRedis:
+    """What both sources have in common: a server that can't tell threads in order, and a catalogue that can."""
+
+    def __init__(self, uri: str) -> None:
+        self._client = client_of(uri)
+        self._catalogue = Catalogue()
+
+    def count(self) -> int:
+        return self._catalogue.count()
+
+    def threads(self, after: str | None, limit: int) -> list[str]:
+        return self._catalogue.threads(after, limit)
+
+    def places(self, thread_id: str) -> list[Place]:
+        return self._catalogue.places(thread_id)
+
+    def close(self) -> None:
+        self._catalogue.close()
+        self._client.close()
